@@ -1,0 +1,104 @@
+"""python -m experts list | check | fetch | import: see which experts there are, prove them, get their weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experts.adopt import Record, adopt, describe, write_record
+from experts.catalog import load_catalog
+from experts.check import check, listed
+from experts.fetch import fetch
+from experts.load import load_network
+from experts.weights import pretrained_folder, read_state_file
+from imaging import command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from experts.catalog import Catalog
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, do, print."""
+    options = _parser().parse_args(arguments)
+    catalog = load_catalog(options.config)
+    return options.do(options, catalog)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experts", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, help="a YAML file with further experts, in the form of catalog.yaml")
+    common.add_argument("--json", action="store_true", help="print one JSON document")
+
+    one = commands.add_parser("list", parents=[common], help="all known experts and whether their weights are here")
+    one.set_defaults(do=_list)
+
+    one = commands.add_parser("check", parents=[common], help="load an expert strictly and run it once")
+    one.add_argument("expert", metavar="NAME|FILE")
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    one.set_defaults(do=_check)
+
+    one = commands.add_parser("fetch", parents=[common], help="download an expert's weights, verified and resumable")
+    one.add_argument("name", metavar="NAME")
+    one.set_defaults(do=_fetch)
+
+    one = commands.add_parser("import", parents=[common], help="copy a weights file into pretrained/ with a record")
+    one.add_argument("file", metavar="FILE", type=Path)
+    one.add_argument("--licence", help="the licence of the weights, for the record")
+    one.set_defaults(do=_import)
+    return parser
+
+
+def _list(options: argparse.Namespace, catalog: Catalog) -> int:
+    lines = listed(catalog)
+    if options.json:
+        command.print_json([asdict(line) for line in lines])
+        return command.DONE
+    for line in lines:
+        size = f"{line.parameters / 1e6:6.2f} M" if line.parameters else "       -"
+        state = "here   " if line.present else "missing"
+        print(f"{state}  {line.name:10} {size}  {line.licence:12} {line.file}  ({line.title})")
+    return command.DONE
+
+
+def _check(options: argparse.Namespace, catalog: Catalog) -> int:
+    report = check(options.expert, catalog, device=options.device, precision=options.precision)
+    if options.json:
+        command.print_json(asdict(report))
+        return command.DONE
+    for field, value in asdict(report).items():
+        print(f"{field:14} {value}")
+    return command.DONE
+
+
+def _fetch(options: argparse.Namespace, catalog: Catalog) -> int:
+    spec = catalog.get(options.name)
+    path, sha256 = fetch(spec, pretrained_folder())
+    source = next(one for one in spec.weights if one.url)
+    state = read_state_file(path, sha256)
+    record = describe(state, load_network(state, spec), spec, source, source.url or "")
+    write_record(path, record)
+    return _say(record, options.json)
+
+
+def _import(options: argparse.Namespace, catalog: Catalog) -> int:
+    return _say(adopt(options.file, catalog, pretrained_folder(), licence=options.licence), options.json)
+
+
+def _say(record: Record, as_json: bool) -> int:
+    if as_json:
+        command.print_json(asdict(record))
+    else:
+        print(f"{record.file}: {record.architecture}, {record.parameters:,} parameters, sha256 {record.sha256}")
+    return command.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

@@ -1,0 +1,121 @@
+"""An expert -> what one run on a 64x64 image shows of it: shapes, range, time, hash."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from experts.run import NetworkExpert
+from experts.weights import find_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experts.catalog import Catalog
+    from experts.spec import Precision
+
+from experts.open import open_expert
+
+CHECK_SIZE = 64
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `python -m experts check` prints."""
+
+    name: str
+    architecture: str
+    parameters: int
+    tap: str | None
+    sr_shape: list[int]
+    feature_shape: list[int] | None
+    sr_range: list[float]
+    feature_range: list[float] | None
+    seconds: float
+    precision: str
+    device: str
+    sha256: str
+
+
+def check(wanted: str, catalog: Catalog, *, device: str, precision: Precision, size: int = CHECK_SIZE) -> CheckReport:
+    """Open the expert, run it once on a smooth seeded image of `size` x `size`, measure."""
+    expert = open_expert(wanted, catalog, device=torch.device(device), precision=precision)
+    if not isinstance(expert, NetworkExpert):
+        raise TypeError("only a weights file can be checked")
+    lr_BCHW = smooth_image(size).to(device)
+    began = time.perf_counter()
+    output = expert.run(lr_BCHW)
+    if lr_BCHW.is_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    features = output.feat_BCHW
+    identity = expert.identity
+    return CheckReport(
+        name=expert.name,
+        architecture=identity.architecture,
+        parameters=sum(p.numel() for p in expert.network.parameters()),
+        tap=identity.tap,
+        sr_shape=list(output.sr_BCHW.shape),
+        feature_shape=None if features is None else list(features.shape),
+        sr_range=_range(output.sr_BCHW),
+        feature_range=None if features is None else _range(features),
+        seconds=round(seconds, 3),
+        precision=precision,
+        device=device,
+        sha256=identity.weights_sha256,
+    )
+
+
+def smooth_image(size: int) -> torch.Tensor:
+    """(1, 3, size, size) float32 in [0, 1]: a seeded image with some structure at every scale."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [
+        torch.nn.functional.interpolate(
+            torch.rand(1, 3, cells, cells, generator=generator), (size, size), mode="bilinear", align_corners=False
+        )
+        for cells in (2, 8, size)
+    ]
+    return torch.stack(layers).mean(0).clamp(0, 1)
+
+
+def _range(x: torch.Tensor) -> list[float]:
+    return [round(float(x.amin()), 5), round(float(x.amax()), 5)]
+
+
+@dataclass(frozen=True)
+class ListedExpert:
+    """One line of `python -m experts list`."""
+
+    name: str
+    title: str
+    architecture: str | None
+    parameters: int | None
+    present: bool
+    file: str
+    licence: str
+    page: str
+
+
+def listed(catalog: Catalog) -> list[ListedExpert]:
+    """Every known expert and whether its weights are there (presence only; `check` verifies)."""
+    lines = []
+    for spec in catalog.experts:
+        found = find_weights(spec)
+        source = found[1] if found else spec.weights[0]
+        path: Path | None = found[0] if found else None
+        lines.append(
+            ListedExpert(
+                name=spec.name,
+                title=spec.title or spec.name,
+                architecture=spec.architecture,
+                parameters=spec.parameters,
+                present=path is not None,
+                file=str(path or source.file),
+                licence=source.licence,
+                page=source.page,
+            )
+        )
+    return lines

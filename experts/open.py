@@ -1,0 +1,143 @@
+"""Names, weights files and image folders -> experts ready to run.
+
+`hat-l` is a name from the catalog, `models/x.safetensors` any file that spandrel can load, and `images:FOLDER` a
+folder with the outputs of a model that is closed or foreign.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from experts.catalog import Catalog, load_catalog
+from experts.load import LoadedNetwork, load_network
+from experts.pad import padded_length
+from experts.precomputed import ImageFolderExpert
+from experts.run import NetworkExpert
+from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
+from experts.tap import find_layer, layers_at_size, tapped
+from experts.weights import SUFFIXES, read_state_file, require_weights, verify
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+IMAGES_PREFIX = "images:"
+
+
+def open_experts(
+    wanted: Sequence[str],
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
+    tile: int = 0,
+    config: Path | None = None,
+) -> list[Expert]:
+    """Open each of `wanted`; two of the same name are refused, since caches and gates tell them apart by it."""
+    catalog = load_catalog(config)
+    opened: list[Expert] = [
+        open_expert(one, catalog, device=torch.device(device), precision=precision, tile=tile) for one in wanted
+    ]
+    names = [expert.name for expert in opened]
+    for name in names:
+        if names.count(name) > 1:
+            raise Refusal(f"the name '{name}' stands for two experts", where="experts", cure="rename one of them")
+    return opened
+
+
+def open_expert(
+    wanted: str, catalog: Catalog, *, device: torch.device, precision: Precision = "fp32", tile: int = 0
+) -> Expert:
+    """One name, file or `images:FOLDER` -> one expert."""
+    if wanted.startswith(IMAGES_PREFIX):
+        return ImageFolderExpert(Path(wanted.removeprefix(IMAGES_PREFIX)), device=device)
+    spec = spec_of(wanted, catalog)
+    path, source = require_weights(spec)
+    state = read_state_file(path, sha256=verify(path, source))
+    loaded = load_network(state, spec)
+    tap = find_tap(spec, loaded, catalog)
+    padding = find_padding(spec, loaded, catalog)
+    return NetworkExpert(
+        spec,
+        loaded.network,
+        architecture=loaded.architecture,
+        tap=_with_channels(tap, loaded.network, padding),
+        padding=padding,
+        weights_sha256=state.sha256,
+        device=device,
+        precision=precision,
+        tile=tile,
+    )
+
+
+def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
+    """A catalog name -> its spec; a path to a weights file -> a spec that says no more than the path."""
+    known = catalog.find(wanted)
+    if known is not None:
+        return known
+    path = Path(wanted)
+    if path.suffix.lower() not in SUFFIXES:
+        return catalog.get(wanted)
+    if not path.is_file():
+        raise Refusal("no such weights file", where=path, cure="check the path, or see `python -m experts list`")
+    of_catalog = [spec for spec in catalog.experts if path.name in {Path(s.file).name for s in spec.weights}]
+    if of_catalog:
+        published = next(s for s in of_catalog[0].weights if Path(s.file).name == path.name)
+        return of_catalog[0].model_copy(update={"weights": (published.model_copy(update={"file": wanted}),)})
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-._") or "expert"
+    return ExpertSpec(name=name, weights=(WeightsSource(file=wanted),))
+
+
+def find_tap(spec: ExpertSpec, loaded: LoadedNetwork, catalog: Catalog) -> Tap | None:
+    """The spec's own tap, or what is known of the architecture; an unknown one is refused with the candidates."""
+    if not spec.features:
+        return None
+    if spec.tap is not None:
+        return spec.tap
+    module = catalog.taps.get(loaded.architecture)
+    if module is not None:
+        return Tap(module=module)
+    size = padded_length(16, loaded.padding)
+    candidates = layers_at_size(loaded.network, torch.zeros(1, 3, size, size))
+    listed = ", ".join(f"{path} ({channels})" for path, channels in candidates[-6:]) or "none found"
+    raise Refusal(
+        f"no tap is known for architecture {loaded.architecture}",
+        where=f"expert {spec.name}",
+        cure=f"set tap.module to the end of the body, or features: false; candidates: {listed}",
+    )
+
+
+def find_padding(spec: ExpertSpec, loaded: LoadedNetwork, catalog: Catalog) -> Padding:
+    """The spec's own rule, or what spandrel and the catalog know of the architecture, both kept."""
+    if spec.padding is not None:
+        return spec.padding
+    known = catalog.paddings.get(loaded.architecture)
+    if known is None:
+        return loaded.padding
+    return Padding(
+        multiple=math.lcm(known.multiple, loaded.padding.multiple),
+        minimum=max(known.minimum, loaded.padding.minimum),
+        mode=known.mode,
+    )
+
+
+def _with_channels(tap: Tap | None, network: nn.Module, padding: Padding) -> Tap | None:
+    """A tap without a stated channel count -> the count, seen in one small forward."""
+    if tap is None:
+        return None
+    layer = find_layer(network, tap.module)
+    if tap.channels is not None:
+        return tap
+    stated = getattr(layer, "out_channels", None)
+    if isinstance(stated, int):
+        return tap.model_copy(update={"channels": stated})
+    size = padded_length(16, padding)
+    with torch.no_grad(), tapped(network, tap.module) as caught:
+        network(torch.zeros(1, 3, size, size))
+    return tap.model_copy(update={"channels": caught.take().shape[1]})

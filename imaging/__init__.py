@@ -1,0 +1,1 @@
+"""The ground floor: image files, resizing, metrics, and the few habits all rooms share. Imports no other room."""

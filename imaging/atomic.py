@@ -1,0 +1,91 @@
+"""A file being written -> the finished file under its final name, or nothing at all."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_MARK = ".tmp."
+
+
+def _host() -> str:
+    """This machine's name without dots, so that a temporary name splits unambiguously."""
+    return socket.gethostname().replace(".", "-") or "host"
+
+
+def temporary_path(final: Path) -> Path:
+    """`a/b.png` -> `a/.b.png.tmp.<host>.<pid>`: hidden, and its owner can be told from it."""
+    return final.with_name(f".{final.name}{_MARK}{_host()}.{os.getpid()}")
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it becomes `final` at once, on any error it is gone."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(final)
+    try:
+        yield temporary
+        commit(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def commit(temporary: Path, final: Path) -> None:
+    """Flush a finished temporary file to disk and give it its final name."""
+    sync_file(temporary)
+    os.replace(temporary, final)
+    sync_folder(final.parent)
+
+
+def write_bytes(final: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with atomic_path(final) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Write a small UTF-8 text file whole or not at all."""
+    write_bytes(final, text.encode())
+
+
+def sync_file(path: Path) -> None:
+    """Force a closed file's bytes to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to disk, where the system can (Windows cannot open folders)."""
+    if os.name == "nt":
+        return
+    sync_file(folder)
+
+
+def remove_dead_temporaries(folder: Path) -> list[Path]:
+    """Delete this machine's temporary files whose writer is no longer alive; return what was deleted."""
+    removed: list[Path] = []
+    for path in sorted(folder.rglob(f".*{_MARK}*")):
+        host, _, pid = path.name.rpartition(_MARK)[2].rpartition(".")
+        if host == _host() and pid.isdigit() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's process, or no process number at all: not ours to judge
+        return True
+    return True

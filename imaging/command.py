@@ -1,0 +1,33 @@
+"""A command's main function -> its exit code: 0 done, 1 failures listed, 2 refused with one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DONE, FAILURES_LISTED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Run `main` on the command line and turn a refusal into its one line and code 2."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments)
+    except Refusal as refusal:
+        print(f"refused: {refusal}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout; numbers that JSON lacks (NaN, infinity) are refused."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")

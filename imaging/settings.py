@@ -1,0 +1,102 @@
+"""YAML file + `section.key=value` words -> a frozen, typed settings object; unknown keys are refused by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from imaging.refusal import Refusal, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from typing_extensions import TypeIs
+
+
+class Settings(BaseModel):
+    """Base of every configuration: frozen, strict about names, every default visible in its class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_settings(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """Read `path` as YAML, apply `a.b=value` overrides in order, validate as `kind`."""
+    document = read_yaml(path)
+    for word in overrides:
+        _override(document, word)
+    return parse_settings(kind, document, where=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file -> its mapping; anything else is refused."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refusal("no such file", where=path, cure="check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"cannot be read ({error})", where=path, cure="give a readable YAML file") from None
+    except yaml.YAMLError as error:
+        raise Refusal(f"is not YAML ({error})", where=path, cure="mend the line it names") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise Refusal("is not a mapping of settings", where=path, cure="write 'key: value' lines")
+    return document
+
+
+def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
+    """A plain mapping -> `kind`; the first thing wrong is refused with its place and the nearest right name."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        errors = error.errors()
+        # A mistyped name often shows twice, as unknown and as missing; the unknown one tells more.
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            hint = nearest(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]))
+            raise Refusal(f"unknown setting '{place}'", where=where, cure=hint) from None
+        raise Refusal(f"setting '{place}': {first['msg']}", where=where, cure="correct that value") from None
+
+
+def _override(document: dict[str, Any], word: str) -> None:
+    """Apply one `section.key=value` word; the value is read as YAML, so numbers and lists work."""
+    key, equals, text = word.partition("=")
+    if not equals or not all(key.split(".")):
+        raise Refusal(f"'{word}' is not an override", where="command line", cure="write section.key=value")
+    *sections, last = key.split(".")
+    place = document
+    for section in sections:
+        if place.get(section) is None:  # absent, or written `section:` with nothing below it
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise Refusal(
+                f"'{section}' in '{word}' is a value, not a section", where="command line", cure="check the name"
+            )
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Refusal(f"the value in '{word}' is not YAML", where="command line", cure="quote it") from None
+
+
+def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model that sits at `location` inside `kind`."""
+    for part in location:
+        field = kind.model_fields.get(str(part))
+        if field is None:
+            continue
+        inner = [a for a in (field.annotation, *get_args(field.annotation)) if _is_model(a)]
+        if inner:
+            kind = inner[0]
+    return list(kind.model_fields)
+
+
+def _is_model(annotation: Any) -> TypeIs[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
