@@ -1,4 +1,4 @@
-"""python -m experts list | check | fetch | import: see which experts there are, prove them, get their weights."""
+"""python -m experts list | check | fetch | import | run: which experts there are, prove them, get them, use one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experts.adopt import Record, adopt, describe, write_record
+from experts.apply import apply
 from experts.catalog import load_catalog
 from experts.check import check, listed
 from experts.fetch import fetch
 from experts.load import load_network
+from experts.open import find_device, open_expert
 from experts.weights import pretrained_folder, read_state_file
 from imaging import command
 
@@ -53,6 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", metavar="FILE", type=Path)
     one.add_argument("--licence", help="the licence of the weights, for the record")
     one.set_defaults(do=_import)
+
+    one = commands.add_parser("run", parents=[common], help="upscale an image or a folder by one expert alone")
+    one.add_argument("expert", metavar="NAME|FILE")
+    one.add_argument("-i", "--input", type=Path, required=True, metavar="IN", help="an image, or a folder of them")
+    one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write PNG files to")
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    one.add_argument("--tile", type=int, default=0, metavar="N", help="tile size in LR pixels; 0: whole images")
+    one.set_defaults(do=_run)
     return parser
 
 
@@ -90,6 +101,17 @@ def _fetch(options: argparse.Namespace, catalog: Catalog) -> int:
 
 def _import(options: argparse.Namespace, catalog: Catalog) -> int:
     return _say(adopt(options.file, catalog, pretrained_folder(), licence=options.licence), options.json)
+
+
+def _run(options: argparse.Namespace, catalog: Catalog) -> int:
+    device = find_device(options.device)
+    expert = open_expert(options.expert, catalog, device=device, precision=options.precision, tile=options.tile)
+    written, refused = apply(expert, options.input, options.output)
+    if options.json:
+        command.print_json({"written": [str(path) for path in written], "refused": refused})
+    else:
+        print(f"{len(written)} images written to {options.output}, {len(refused)} refused")
+    return command.FAILURES_LISTED if refused else command.DONE
 
 
 def _say(record: Record, as_json: bool) -> int:

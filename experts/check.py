@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from experts.catalog import Catalog
     from experts.spec import Precision
 
-from experts.open import open_expert
+from experts.open import find_device, open_expert
 
 CHECK_SIZE = 64
 
@@ -42,7 +42,7 @@ class CheckReport:
 
 def check(wanted: str, catalog: Catalog, *, device: str, precision: Precision, size: int = CHECK_SIZE) -> CheckReport:
     """Open the expert, run it once on a smooth seeded image of `size` x `size`, measure."""
-    expert = open_expert(wanted, catalog, device=torch.device(device), precision=precision)
+    expert = open_expert(wanted, catalog, device=find_device(device), precision=precision)
     if not isinstance(expert, NetworkExpert):
         raise TypeError("only a weights file can be checked")
     lr_BCHW = smooth_image(size).to(device)

@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 IMAGES_PREFIX = "images:"
 
 
+def find_device(name: str) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1`, `mps` -> the device, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0][:100]
+        raise Refusal(f"is not usable here ({first})", where=f"device {name}", cure="use --device cpu") from None
+    return device
+
+
 def open_experts(
     wanted: Sequence[str],
     *,
@@ -41,9 +52,8 @@ def open_experts(
 ) -> list[Expert]:
     """Open each of `wanted`; two of the same name are refused, since caches and gates tell them apart by it."""
     catalog = load_catalog(config)
-    opened: list[Expert] = [
-        open_expert(one, catalog, device=torch.device(device), precision=precision, tile=tile) for one in wanted
-    ]
+    where = find_device(str(device))
+    opened: list[Expert] = [open_expert(one, catalog, device=where, precision=precision, tile=tile) for one in wanted]
     names = [expert.name for expert in opened]
     for name in names:
         if names.count(name) > 1:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experts.__main__ import main
 from experts.adopt import inside
@@ -125,3 +126,29 @@ def test_from_a_shell() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("refused: ")
+
+
+def test_run_upscales_a_folder_and_lists_what_it_could_not(
+    tmp_path: Path, capsys: Capsys, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_network(small_network("EDSR"), tmp_path / "m.safetensors")
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.jpg"):
+        Image.new("RGB", (7, 5), (10, 200, 30)).save(source / name)
+    (source / "broken.png").write_bytes(b"not an image")
+    assert run("run", path, "-i", source, "-o", tmp_path / "out", "--json") == 1
+    done = json.loads(capsys.readouterr().out)
+    assert len(done["refused"]) == 1
+    assert "broken.png" in done["refused"][0]
+    with Image.open(tmp_path / "out" / "sub" / "b.png") as picture:
+        assert picture.size == (28, 20)
+    assert run("run", path, "-i", source / "a.png", "-o", source) == 1
+    assert "would overwrite" in caplog.text
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: Capsys) -> None:
+    path = save_network(small_network("EDSR"), tmp_path / "m.safetensors")
+    for name in ("cuda:99", "abacus"):
+        assert run("check", path, "--device", name) == 2
+        assert f"device {name}" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""An image file or folder and one expert -> its 4x images as PNG files; one bad image does not stop the others."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from imaging.files import list_images, read_picture, write_picture
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experts.spec import Expert
+
+log = logging.getLogger(__name__)
+
+
+def apply(expert: Expert, source: Path, folder: Path) -> tuple[list[Path], list[str]]:
+    """Run the expert on every image of `source`; return the files written and the refusals met."""
+    inputs = list_images(source) if source.is_dir() else [source]
+    root = source if source.is_dir() else source.parent
+    written: list[Path] = []
+    refused: list[str] = []
+    for path in tqdm(inputs, desc=expert.name, unit="image"):
+        item = path.relative_to(root).with_suffix("")
+        target = folder / item.with_suffix(".png")
+        try:
+            if target.resolve() == path.resolve() or target in written:
+                raise Refusal(f"its output would overwrite {target.name}", where=path, cure="rename it or the folder")
+            picture = read_picture(path)
+            output = expert.run(picture.rgb_CHW[None], [item.as_posix()])
+            write_picture(target, output.sr_BCHW, depth=picture.depth, icc=picture.icc)
+        except Refusal as refusal:
+            log.error("%s", refusal)
+            refused.append(str(refusal))
+        else:
+            written.append(target)
+    return written, refused
