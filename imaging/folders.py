@@ -1,0 +1,63 @@
+"""A folder of images -> their paths in a stable order; a name from outside -> a path that stays inside a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from imaging.refusal import Refusal
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All image files under `folder`, sorted by their path below it.
+
+    Hidden files and folders are left out (temporary files are hidden), linked folders are entered once.
+    A missing folder or one without a single image is refused.
+    """
+    if not folder.is_dir():
+        reason = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise Refusal(reason, where=folder, cure="name a folder that holds images")
+    found: list[Path] = []
+    entered: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
+        if os.path.realpath(here) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(here))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [path for name in names if _is_image(path := Path(here, name))]
+    if not found:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise Refusal(f"holds no images ({kinds})", where=folder, cure="name a folder that holds images")
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def inside(folder: Path, relative: str | Path) -> Path:
+    """`folder / relative`, refused when that would lie outside: absolute names, `..` that climb out, links that do."""
+    text = str(relative)
+    cure = f"use a plain name that stays inside {folder}"
+    # Both systems' rules at once: a name made on one machine must not escape on another.
+    posix, windows = PurePosixPath(text), PureWindowsPath(text)
+    if not text or "\0" in text:
+        raise Refusal("is empty or holds a NUL character", where=repr(text), cure=cure)
+    if posix.is_absolute() or windows.drive or windows.root:
+        raise Refusal("is an absolute name", where=text, cure=cure)
+    if ".." in windows.parts and "\\" in text:
+        raise Refusal("leads out of the chosen folder", where=text, cure=cure)
+    try:
+        target = (folder / posix).resolve()
+    except (OSError, RuntimeError) as error:
+        raise Refusal(f"cannot be resolved ({error})", where=text, cure=cure) from None
+    if not target.is_relative_to(folder.resolve()):
+        raise Refusal("leads out of the chosen folder", where=text, cure=cure)
+    return folder / posix
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise Refusal(f"cannot be listed ({error.strerror})", where=str(error.filename), cure="mend its permissions")

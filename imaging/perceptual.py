@@ -1,0 +1,102 @@
+"""sr_BCHW and hr_BCHW in [0, 1] -> LPIPS distance of each image, with a trunk whose weights are a local file.
+
+The trunk is torchvision's AlexNet, trained on ImageNet; its file is never downloaded and never replaced by random
+weights. The linear heads come with the lpips package (version 0.1 of the metric).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from imaging.quantize import quantize_u8
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TRUNK_FILE = "alexnet-owt-7be5be79.pth"
+TRUNK_FOLDER = Path("pretrained/metrics")
+_CURE = (
+    f"put torchvision's {TRUNK_FILE} (https://download.pytorch.org/models/{TRUNK_FILE}) "
+    f"or its .safetensors into {TRUNK_FOLDER}/"
+)
+
+
+def find_trunk(folder: Path = TRUNK_FOLDER) -> Path:
+    """The AlexNet file in `folder`, .safetensors first; refused, with the place to put it, when there is none."""
+    for name in (Path(TRUNK_FILE).with_suffix(".safetensors").name, TRUNK_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    raise Refusal("the AlexNet trunk that LPIPS needs is missing", where=folder / TRUNK_FILE, cure=_CURE)
+
+
+def lpips_distance(sr_BCHW: Tensor, hr_BCHW: Tensor, *, trunk: Path | None = None) -> Tensor:
+    """LPIPS (AlexNet, v0.1), one float32 per image, on values rounded to 8 bits; 0 where the images are identical."""
+    if sr_BCHW.shape != hr_BCHW.shape or sr_BCHW.ndim != 4 or sr_BCHW.shape[1] != 3:
+        shapes = f"{tuple(sr_BCHW.shape)} and {tuple(hr_BCHW.shape)}"
+        raise ValueError(f"expected two RGB batches of one shape, got {shapes}")
+    path = trunk or find_trunk()
+    if not path.is_file():
+        raise Refusal("no such LPIPS trunk file", where=path, cure=_CURE)
+    model = load_lpips(path).to(sr_BCHW.device)
+    with torch.no_grad():
+        return model(_centred(sr_BCHW), _centred(hr_BCHW)).flatten()
+
+
+def load_lpips(path: Path) -> nn.Module:
+    """The frozen network itself, taking images in [-1, 1]: what a training loss needs, which must not round."""
+    return _model(path.resolve(), path.stat().st_mtime_ns)
+
+
+def _centred(rgb_BCHW: Tensor) -> Tensor:
+    """[0, 1] -> rounded to 8 bits, in [-1, 1]."""
+    return quantize_u8(rgb_BCHW).float() / 127.5 - 1
+
+
+@lru_cache(maxsize=2)
+def _model(path: Path, _modified: int) -> nn.Module:
+    import lpips  # takes a second and pulls in torchvision: only when a distance is asked for
+
+    weights = _trunk_weights(path)
+    # Its random start weights are replaced below; drawing them must not disturb anyone's random numbers.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips speaks torchvision's older dialect
+        model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    # lpips keeps AlexNet's `features.N` as `sliceS.N`: the layer number N finds the weights.
+    own = model.net.state_dict()
+    wanted = {key: f"features.{key.split('.', 1)[1]}" for key in own}
+    missing = [name for name in wanted.values() if name not in weights]
+    unlike = [name for key, name in wanted.items() if name in weights and weights[name].shape != own[key].shape]
+    if missing or unlike:
+        raise Refusal(
+            f"is not an AlexNet trunk ({(missing + unlike)[0]} is missing or differs)", where=path, cure=_CURE
+        )
+    model.net.load_state_dict({key: weights[name] for key, name in wanted.items()}, strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def _trunk_weights(path: Path) -> dict[str, Tensor]:
+    """Load a state dict without running code from it; a hash in the file's name must match its bytes."""
+    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if named and hashlib.sha256(path.read_bytes()).hexdigest()[:8] != named[1]:
+        raise Refusal("is damaged: its sha256 does not begin as its name says", where=path, cure=_CURE)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # any reader failure means the same to the user: this is not the file
+        raise Refusal(
+            f"cannot be loaded as weights ({type(error).__name__}: {error})", where=path, cure=_CURE
+        ) from None
+    if not isinstance(weights, dict):
+        raise Refusal("does not hold a table of weights", where=path, cure=_CURE)
+    return weights
