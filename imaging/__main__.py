@@ -1,38 +1,104 @@
-"""`python -m imaging check-resize DIR`: show how closely the bicubic downscale agrees with MATLAB's."""
+"""python -m imaging check-resize | samples | downscale | compare: the bicubic against MATLAB's, photographs to try."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from imaging.check_resize import as_json, check_folders
 from imaging.command import DONE, FAILURES_LISTED, print_json, run
+from imaging.compare import compare_folders
+from imaging.files import list_images, read_rgb, write_picture
+from imaging.resize import crop_to_multiple, downscale_8bit
+from imaging.samples import write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imaging.check_resize import Agreement
+    from imaging.compare import Compared
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one subcommand; the exit code says whether the requirement is met."""
+    """Parse, do, print."""
+    options = _parser().parse_args(arguments)
+    return options.do(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m imaging", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check-resize", help="compare our x4 downscale of HR/ with the files in LRx4/")
-    check.add_argument("folder", type=Path, help="holds HR/ and LRx4/, or folders that do")
-    check.add_argument("--json", action="store_true", help="print one JSON document")
-    options = parser.parse_args(arguments)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document")
+
+    one = commands.add_parser("check-resize", parents=[common], help="compare our downscale of HR/ with LRx4/")
+    one.add_argument("folder", type=Path, help="holds HR/ and LRx4/, or folders that do")
+    one.set_defaults(do=_check_resize)
+
+    one = commands.add_parser("samples", parents=[common], help="write a few free photographs")
+    one.add_argument("folder", type=Path, help="where to write them")
+    one.set_defaults(do=_samples)
+
+    one = commands.add_parser("downscale", parents=[common], help="make the 4x smaller 8-bit images of a folder")
+    one.add_argument("hr", type=Path, help="a folder of images; sides are cropped to multiples of 4")
+    one.add_argument("lr", type=Path, help="where to write the small ones")
+    one.set_defaults(do=_downscale)
+
+    one = commands.add_parser("compare", parents=[common], help="PSNR and SSIM of a folder, and a picture of it")
+    one.add_argument("--lr", type=Path, required=True)
+    one.add_argument("--sr", type=Path, required=True)
+    one.add_argument("--hr", type=Path, required=True)
+    one.add_argument("--out", type=Path, help="write the crops side by side to this file")
+    one.set_defaults(do=_compare)
+    return parser
+
+
+def _check_resize(options: argparse.Namespace) -> int:
+    """The exit code says whether the requirement is met."""
     agreements = check_folders(options.folder)
     if options.json:
         print_json(as_json(agreements))
     else:
-        print(_table(agreements))
+        print(_agreement_table(agreements))
     return DONE if all(agreement.passed for agreement in agreements) else FAILURES_LISTED
 
 
-def _table(agreements: Sequence[Agreement]) -> str:
+def _samples(options: argparse.Namespace) -> int:
+    return _say_written(write_samples(options.folder), options.folder, as_json=options.json)
+
+
+def _downscale(options: argparse.Namespace) -> int:
+    written = []
+    for path in tqdm(list_images(options.hr), desc="downscale", unit="image"):
+        target = (options.lr / path.relative_to(options.hr)).with_suffix(".png")
+        write_picture(target, downscale_8bit(crop_to_multiple(read_rgb(path))))
+        written.append(target)
+    return _say_written(written, options.lr, as_json=options.json)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    compared = compare_folders(options.lr, options.sr, options.hr, options.out)
+    if options.json:
+        print_json([asdict(one) for one in compared])
+    else:
+        print(_figures_table(compared))
+    return DONE
+
+
+def _say_written(written: Sequence[Path], folder: Path, *, as_json: bool) -> int:
+    if as_json:
+        print_json([str(path) for path in written])
+    else:
+        print(f"{len(written)} images written to {folder}")
+    return DONE
+
+
+def _agreement_table(agreements: Sequence[Agreement]) -> str:
     """A Markdown table, ready for docs/results."""
     head = ("set", "method", "images", "pixels", "equal", "within 1 grey level", "worst")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -41,6 +107,19 @@ def _table(agreements: Sequence[Agreement]) -> str:
         for a in agreements
     ]
     return "\n".join(lines)
+
+
+def _figures_table(compared: Sequence[Compared]) -> str:
+    """A Markdown table: each image, then their mean."""
+    lines = ["| image | PSNR bicubic | PSNR | SSIM bicubic | SSIM |", "|---" * 5 + "|"]
+    lines += [_figures_line(c.name, c.bicubic_psnr, c.psnr, c.bicubic_ssim, c.ssim) for c in compared]
+    columns = [(c.bicubic_psnr, c.psnr, c.bicubic_ssim, c.ssim) for c in compared]
+    lines.append(_figures_line("mean", *(sum(column) / len(compared) for column in zip(*columns, strict=True))))
+    return "\n".join(lines)
+
+
+def _figures_line(name: str, bicubic_psnr: float, psnr: float, bicubic_ssim: float, ssim: float) -> str:
+    return f"| {name} | {bicubic_psnr:.2f} | {psnr:.2f} | {bicubic_ssim:.4f} | {ssim:.4f} |"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -15,9 +17,16 @@ if TYPE_CHECKING:
 DONE, FAILURES_LISTED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
+class _AboveBars(logging.Handler):
+    """Log lines go to stderr above the progress bars instead of through them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run `main` on the command line and turn a refusal into its one line and code 2."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.basicConfig(handlers=[_AboveBars()], level=logging.INFO, format="%(message)s")
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except Refusal as refusal:
