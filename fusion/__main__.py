@@ -1,0 +1,43 @@
+"""`python -m fusion COMMAND ...` -> the command's own module and its exit code."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from imaging.command import DONE, run
+from imaging.refusal import Refusal, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Command: (the module whose `main(arguments)` does it, what it does). Modules are imported when called.
+COMMANDS = {
+    "analyze": ("fusion.evaluation.analyze", "what fusion could gain from a cache, before any training"),
+    "evaluate": ("fusion.evaluation.evaluate", "PSNR, SSIM and LPIPS of a folder of images"),
+    "ablate": ("fusion.evaluation.ablate", "train variants of a config under one budget and compare them"),
+    "doctor": ("fusion.doctor", "check a model and print what it is made of"),
+    "submit": ("fusion.inference.submit", "check a folder of outputs and pack it for a challenge"),
+    "fit-budget": ("fusion.inference.budget_fit", "learn from a cache which tiles are worth which experts"),
+    "bench-inference": ("fusion.inference.bench", "measure memory and seams of infer.py"),
+    "calibrate-look": ("fusion.inference.calibrate_look", "measure when inputs are warned about"),
+    "bench": ("fusion.bench", "measure what a training step costs against the seed's layout"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Hand over to the command, or list them."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m fusion COMMAND ...\n")
+        for name, (_, summary) in COMMANDS.items():
+            print(f"  {name:16} {summary}")
+        return DONE
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise Refusal(f"no command '{name}'", where="python -m fusion", cure=nearest(name, COMMANDS))
+    return import_module(COMMANDS[name][0]).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

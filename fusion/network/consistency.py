@@ -1,0 +1,60 @@
+"""Fused image (B, 3, 4H, 4W) -> the nearest one that keeps a promise: fits its LR image, stays among the experts.
+
+Axes: B batch, E experts, C = 3, H and W of the LR image, O output and I input pixels along one axis.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fusion.network.parts import SCALE, at_least_float32
+from imaging.resize import downscale
+
+if TYPE_CHECKING:
+    from fusion.network.settings import ConsistencySettings, EnvelopeSettings
+
+
+class LRConsistency(nn.Module):
+    """Least-norm projection: the smallest change after which the antialiased bicubic downscale is the LR image,
+    up to `tolerance`. The downscale is a matrix along each axis, so its pseudo-inverse is too."""
+
+    def __init__(self, settings: ConsistencySettings) -> None:
+        super().__init__()
+        self.tolerance = settings.tolerance
+
+    def forward(self, image_BCHW: Tensor, lr_BCHW: Tensor) -> Tensor:
+        """(B, 3, 4H, 4W) and its (B, 3, H, W) -> the projected image."""
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            image_BCHW, lr_BCHW = at_least_float32(image_BCHW), at_least_float32(lr_BCHW)
+            missing = lr_BCHW - downscale(image_BCHW, SCALE)
+            excess = missing - missing.clamp(-self.tolerance, self.tolerance)
+            height, width = lr_BCHW.shape[-2:]
+            up_rows, up_columns = _inverse(height).to(image_BCHW), _inverse(width).to(image_BCHW)
+            return image_BCHW + up_rows @ excess @ up_columns.mT
+
+
+@lru_cache(maxsize=16)
+def _inverse(side: int) -> Tensor:
+    """Pseudo-inverse (4 side, side), float64, of the downscale along one axis."""
+    # Column j of the matrix is the downscale of an image whose row j alone is lit.
+    lit = torch.eye(SCALE * side, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, SCALE)
+    matrix_OI = downscale(lit, SCALE)[:, 0, :, 0].T
+    return torch.linalg.pinv(matrix_OI)
+
+
+class Envelope(nn.Module):
+    """Per pixel and colour: no lower than the lowest of the experts and the base, no higher than the highest."""
+
+    def __init__(self, settings: EnvelopeSettings) -> None:
+        super().__init__()
+        self.margin = settings.margin
+
+    def forward(self, image_BCHW: Tensor, sr_BECHW: Tensor, base_BCHW: Tensor) -> Tensor:
+        """The image, the experts' images and the base -> the image held between them, give or take the margin."""
+        low, high = sr_BECHW.amin(dim=1), sr_BECHW.amax(dim=1)
+        low, high = torch.minimum(low, base_BCHW) - self.margin, torch.maximum(high, base_BCHW) + self.margin
+        return torch.minimum(torch.maximum(image_BCHW, low), high)

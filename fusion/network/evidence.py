@@ -1,0 +1,49 @@
+"""The base and the experts' images -> what all later phases look at, unshuffled to LR size.
+
+Axes: B batch, E experts present, C = 3 colours, Q = 48 unshuffled channels, H and W of the LR image (times 4 for HR).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion.network.parts import SCALE
+
+DIFFERENCE_GAIN = 10.0  # experts differ by a few grey levels: without this the networks hardly see it
+
+
+class Evidence(NamedTuple):
+    """Inputs of the phases, all at LR size.
+
+    lr_BCHW and base_BQHW in [0, 1]; diff_BEQHW = expert - base, unscaled, what weights are applied to;
+    seen_BEQHW = the same times DIFFERENCE_GAIN, what networks read; spread_BQHW its mean magnitude over experts;
+    indices: the present experts' places in the model.
+    """
+
+    lr_BCHW: Tensor
+    base_BQHW: Tensor
+    diff_BEQHW: Tensor
+    seen_BEQHW: Tensor
+    spread_BQHW: Tensor
+    indices: tuple[int, ...]
+
+    def detail(self) -> Tensor:
+        """(B, Q, H, W): what the base adds to the LR pixel under it, times the same gain: centred on zero."""
+        return (self.base_BQHW - self.lr_BCHW.repeat_interleave(SCALE * SCALE, dim=1)) * DIFFERENCE_GAIN
+
+
+def gather(lr_BCHW: Tensor, sr_BECHW: Tensor, base_BCHW: Tensor, indices: tuple[int, ...]) -> Evidence:
+    """Unshuffle the base and the experts' differences from it."""
+    diff_BEQHW = F.pixel_unshuffle(sr_BECHW - base_BCHW.unsqueeze(1), SCALE)
+    seen_BEQHW = diff_BEQHW * DIFFERENCE_GAIN
+    return Evidence(
+        lr_BCHW=lr_BCHW,
+        base_BQHW=F.pixel_unshuffle(base_BCHW, SCALE),
+        diff_BEQHW=diff_BEQHW,
+        seen_BEQHW=seen_BEQHW,
+        spread_BQHW=seen_BEQHW.abs().mean(dim=1),
+        indices=indices,
+    )

@@ -1,0 +1,24 @@
+"""What a training run has to say about its model -> the record kept in the model file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from imaging.settings import Settings
+
+
+class TrainingRecord(Settings):
+    """Where the weights come from, and the verdict of the do-no-harm gate.
+
+    `verdict` is "base" where the fused image did not beat the base on held-out items: such a model gives the base.
+    `gain_db` is fused minus base there, with the ends of its bootstrap interval.
+    """
+
+    verdict: Literal["untrained", "fused", "base"] = "untrained"
+    steps: int = 0
+    gain_db: float | None = None
+    gain_low_db: float | None = None
+    gain_high_db: float | None = None
+    held_out_items: int = 0
+    data: str = ""
+    details: dict[str, Any] = {}
