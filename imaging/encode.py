@@ -50,14 +50,24 @@ def write_picture(
     WebP is written without loss, JPEG at quality 95 without chroma subsampling. `text` goes into PNG only.
     A format that cannot hold the depth, the transparency or the size is refused: nothing is dropped in silence.
     """
-    suffix = path.suffix.lower()
     rgb_CHW = _as_chw(rgb)
     height, width = rgb_CHW.shape[-2:]
     bits = depth or (like.depth if like else 8)
     alpha_HW = _alpha_for(like, alpha, (height, width))
-    _check_format(path, suffix, bits, alpha_HW is not None, max(height, width))
+    check_format(path, bits, transparent=alpha_HW is not None, longest=max(height, width))
     levels_HWC = _levels(rgb_CHW, alpha_HW, bits, grey=like is not None and like.grey)
-    profile = _fitting_profile(icc or (like.icc if like else None), levels_HWC.shape[-1], path)
+    write_levels(path, levels_HWC, icc=icc or (like.icc if like else None), text=text)
+
+
+def write_levels(
+    path: Path, levels_HWC: np.ndarray, *, icc: bytes | None = None, text: Mapping[str, str] | None = None
+) -> None:
+    """Write whole levels, uint8 or uint16 of 1 to 4 channels (grey or RGB, transparency last), as they are."""
+    suffix = path.suffix.lower()
+    height, width, channels = levels_HWC.shape
+    bits: Depth = 16 if levels_HWC.dtype == np.uint16 else 8
+    check_format(path, bits, transparent=channels in (2, 4), longest=max(height, width))
+    profile = _fitting_profile(icc, channels, path)
     try:
         _write(path, suffix, levels_HWC, profile, text)
     except OSError as error:
@@ -96,7 +106,9 @@ def _alpha_for(like: Picture | None, alpha: Tensor | None, size: tuple[int, int]
     return alpha.detach().cpu().reshape(size)
 
 
-def _check_format(path: Path, suffix: str, bits: Depth, transparent: bool, longest: int) -> None:
+def check_format(path: Path, bits: Depth, *, transparent: bool, longest: int) -> None:
+    """Refuse a suffix that cannot hold the depth, the transparency or the size."""
+    suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         kinds = ", ".join(sorted(SUFFIXES))
         raise Refusal(f"'{suffix}' is not a format that can be written", where=path, cure=f"use one of {kinds}")
@@ -111,18 +123,19 @@ def _check_format(path: Path, suffix: str, bits: Depth, transparent: bool, longe
 
 def _levels(rgb_CHW: Tensor, alpha_HW: Tensor | None, bits: Depth, *, grey: bool) -> np.ndarray:
     """Float planes -> uint8 or uint16 (H,W,C) with C = 1 or 3, and one more for transparency."""
-    if grey:
-        wide_CHW = rgb_CHW.double()
-        weights_C11 = torch.tensor(_LUMA, dtype=torch.float64)[:, None, None]
-        planes_CHW = (wide_CHW * weights_C11).sum(0, keepdim=True)
-    else:
-        planes_CHW = rgb_CHW
+    planes_CHW = grey_plane(rgb_CHW) if grey else rgb_CHW
     if alpha_HW is not None:
         planes_CHW = torch.cat([planes_CHW, alpha_HW[None].to(planes_CHW.dtype)])
     planes_HWC = planes_CHW.permute(1, 2, 0)
     if bits == 8:
         return quantize_u8(planes_HWC).contiguous().numpy()
     return quantize_u16(planes_HWC).contiguous().numpy().astype(np.uint16)
+
+
+def grey_plane(rgb_CHW: Tensor) -> Tensor:
+    """RGB -> the one channel (float64) that a grey file holds."""
+    weights_C11 = torch.tensor(_LUMA, dtype=torch.float64, device=rgb_CHW.device)[:, None, None]
+    return (rgb_CHW.double() * weights_C11).sum(0, keepdim=True)
 
 
 def _fitting_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None:

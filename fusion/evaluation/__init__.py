@@ -1,0 +1,1 @@
+"""Finished images, caches and configs -> numbers: headroom, scores of folders, ablation."""

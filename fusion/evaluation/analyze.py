@@ -1,0 +1,59 @@
+"""`python -m fusion analyze CACHE`: what fusion could gain from this cache, before any training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion.evaluation.headroom import LEAST_SQUARES, analyze
+from imaging.command import DONE, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fusion.evaluation.headroom import Headroom
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m fusion analyze", description="the headroom of a cache")
+    parser.add_argument("cache", type=Path, help="the cache to measure on; it must hold HR images")
+    parser.add_argument("--fit", type=Path, help="fit the blends on this cache instead of on the same one")
+    parser.add_argument("--experts", help="only these, separated by commas")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    words = parser.parse_args(arguments)
+    found = analyze(words.cache, words.fit, words.experts.split(",") if words.experts else None)
+    if words.json:
+        print_json(_document(found))
+    else:
+        sys.stdout.write(_text(found))
+    return DONE
+
+
+def _text(found: Headroom) -> str:
+    width = max(len(name) for name in found.experts)
+    lines = [
+        found.table.text(LEAST_SQUARES),
+        "",
+        f"blends were fitted on {found.fitted_on}; weights ({', '.join(found.experts)}):",
+    ]
+    lines += [f"  {name}: {weights}" for name, weights in found.weights.items()]
+    lines += ["", "correlation of the errors:"]
+    lines += [f"  {name:<{width}} {row}" for name, row in zip(found.experts, found.correlation, strict=True)]
+    lines += ["", "dB lost by leaving one out:"]
+    lines += [f"  {name:<{width}} {loss:.4f}" for name, loss in found.without.items()]
+    return "\n".join([*lines, "", found.sentence, ""])
+
+
+def _document(found: Headroom) -> dict[str, object]:
+    return {
+        "scores": found.table.as_dict(),
+        "experts": found.experts,
+        "fitted_on": found.fitted_on,
+        "weights": found.weights,
+        "correlation": found.correlation,
+        "loss_without": found.without,
+        "sentence": found.sentence,
+    }

@@ -1,0 +1,127 @@
+"""A folder of results and a folder of truths -> a score per image and measure; whatever does not pair is listed.
+
+`SR/babyx4.png` or `SR/baby.png` belongs to `HR/baby.png`. PSNR and SSIM on Y or RGB, 8 bits, a border cut off.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from imaging.files import list_images, read_rgb
+from imaging.metrics import psnr, ssim
+from imaging.perceptual import lpips_distance
+from imaging.refusal import Refusal
+from imaging.resize import crop_to_multiple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from imaging.metrics import Space
+
+    Measure = Callable[[Tensor, Tensor], float]
+
+MARK = "x4"
+# NTIRE's perceptual score: sum of six measures, each brought to [0, 1] and made "higher is better".
+NTIRE = {
+    "lpips": lambda v: 1 - v,
+    "dists": lambda v: 1 - v,
+    "clipiqa": lambda v: v,
+    "maniqa": lambda v: v,
+    "musiq": lambda v: v / 100,
+    "niqe": lambda v: max(0.0, (10 - v) / 10),
+}
+_WITH_TRUTH = {"lpips", "dists"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by image and measure, and what could not be scored."""
+
+    scores: dict[str, dict[str, float]]
+    failures: list[str]
+
+    def means(self) -> dict[str, float]:
+        """The average of each measure over the images."""
+        measures = next(iter(self.scores.values()), {})
+        return {name: sum(one[name] for one in self.scores.values()) / len(self.scores) for name in measures}
+
+
+def evaluate(sr: Path, hr: Path, *, space: Space, border: int, lpips: bool, ntire: bool) -> Evaluation:
+    """Score every truth that has a result."""
+    pairs, failures = pair_up(sr, hr)
+    measures = make_measures(space=space, border=border, lpips=lpips, ntire=ntire)
+    scores: dict[str, dict[str, float]] = {}
+    for name, (ours, truth) in tqdm(pairs.items(), desc="scoring", unit="image", disable=None):
+        sr_BCHW, hr_BCHW = read_rgb(ours), read_rgb(truth)
+        if hr_BCHW.shape != sr_BCHW.shape:
+            hr_BCHW = crop_to_multiple(hr_BCHW, 4)
+        if hr_BCHW.shape != sr_BCHW.shape:
+            failures.append(f"{name}: result is {tuple(sr_BCHW.shape[-2:])}, truth {tuple(hr_BCHW.shape[-2:])}")
+            continue
+        scores[name] = {measure: score(sr_BCHW, hr_BCHW) for measure, score in measures.items()}
+    if not scores:
+        raise Refusal("no image could be scored", where=sr, cure=failures[0] if failures else "check the folders")
+    return Evaluation(scores, failures)
+
+
+def pair_up(sr: Path, hr: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Truth's name -> (result, truth); truths without a result and results without a truth are listed."""
+    results = {path.relative_to(sr).with_suffix("").as_posix(): path for path in list_images(sr)}
+    pairs: dict[str, tuple[Path, Path]] = {}
+    failures: list[str] = []
+    for truth in list_images(hr):
+        name = truth.relative_to(hr).with_suffix("").as_posix()
+        ours = results.pop(name, None) or results.pop(name + MARK, None)
+        if ours is None:
+            failures.append(f"{name}: no result in {sr}")
+        else:
+            pairs[name] = (ours, truth)
+    failures += [f"{name}: no truth in {hr}" for name in results]
+    return pairs, failures
+
+
+def make_measures(*, space: Space, border: int, lpips: bool, ntire: bool) -> dict[str, Measure]:
+    """The measures asked for."""
+    measures: dict[str, Measure] = {
+        f"psnr_{space}": lambda sr, hr: float(psnr(sr, hr, border=border, space=space)),
+        f"ssim_{space}": lambda sr, hr: float(ssim(sr, hr, border=border, space=space)),
+    }
+    if lpips:
+        measures["lpips"] = lambda sr, hr: float(lpips_distance(sr, hr))
+    if ntire:
+        measures["ntire"] = _ntire_score()
+    return measures
+
+
+def _ntire_score() -> Measure:
+    try:
+        pyiqa = importlib.import_module("pyiqa")
+    except ImportError:
+        cure = "pip install 'championship-sr[iqa]' in an environment of its own (its licence is non-commercial)"
+        raise Refusal("the NTIRE perceptual score needs pyiqa", where="--ntire", cure=cure) from None
+    metrics = {name: pyiqa.create_metric(name) for name in NTIRE}
+
+    def score(sr_BCHW: Tensor, hr_BCHW: Tensor) -> float:
+        total = 0.0
+        for name, metric in metrics.items():
+            value = metric(sr_BCHW, hr_BCHW) if name in _WITH_TRUTH else metric(sr_BCHW)
+            total += NTIRE[name](float(value))
+        return total
+
+    return score
+
+
+def lines_of(found: Evaluation, names: Sequence[str]) -> list[str]:
+    """The table as text: one line per image, the means last."""
+    width = max([len(name) for name in found.scores] + [4])
+    head = f"{'':<{width}}" + "".join(f"{name:>12}" for name in names)
+    rows = [f"{item:<{width}}" + "".join(f"{one[name]:>12.4f}" for name in names) for item, one in found.scores.items()]
+    means = found.means()
+    return [head, *rows, f"{'mean':<{width}}" + "".join(f"{means[name]:>12.4f}" for name in names)]

@@ -1,0 +1,52 @@
+"""Stages as data and the step of the run -> the weights of the losses in force, and their weighted sum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fusion.training.settings import Stage
+
+BALANCE = "balance"  # not a comparison of images: the network reports it beside its image
+
+
+def weights_at(step: int, steps: int, stages: Sequence[Stage]) -> dict[str, float]:
+    """The losses of the stage that `step` falls into."""
+    for stage in stages:
+        if step < round(stage.until * steps):
+            return stage.losses
+    return stages[-1].losses
+
+
+def loss_names(stages: Sequence[Stage]) -> list[str]:
+    """Every loss that any stage names with a weight."""
+    return sorted({name for stage in stages for name, weight in stage.losses.items() if weight > 0})
+
+
+class WeightedLosses(nn.Module):
+    """All losses of a curriculum; called with the weights of the moment."""
+
+    def __init__(self, losses: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+
+    def forward(
+        self, sr_BCHW: Tensor, hr_BCHW: Tensor, weights: dict[str, float], balance: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images -> the weighted sum and each loss by itself, for the log."""
+        parts: dict[str, Tensor] = {}
+        total = torch.zeros((), device=sr_BCHW.device)
+        for name, weight in weights.items():
+            if weight == 0:
+                continue
+            value = balance if name == BALANCE else self.losses[name](sr_BCHW, hr_BCHW)
+            if value is None:
+                raise ValueError("the curriculum weighs 'balance', but the network reports none")
+            parts[name] = value.detach()
+            total = total + weight * value
+        return total, parts

@@ -1,0 +1,208 @@
+"""Task fusion: cached or live expert outputs -> the fused image, compared with the base, the mean and each expert.
+
+Legend: B batch, E experts, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion.base_fit import fit_base
+from fusion.network.base import BaseRecord
+from fusion.network.network import FusionSR
+from fusion.network.record import TrainingRecord
+from fusion.network.save import load_model, save_model
+from fusion.network.settings import FusionSettings
+from fusion.training.gate import paired_bootstrap
+from fusion.training.networks import first_weights_seed
+from fusion.training.sampling import Purpose, draw
+from fusion.training.scores import ScoreTable
+from fusion.training.task import Prediction
+from imaging.atomic import write_text
+from imaging.refusal import Refusal
+from imaging.settings import parse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from fusion.training.batch import FusionSource, TrainBatch
+    from fusion.training.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+FUSED, BASE, MEAN = "fused", "base", "mean"
+
+
+class FusionTask:
+    """Fits the base, then trains what the network adds to it."""
+
+    judged = FUSED
+
+    def __init__(self, settings: TrainSettings, source: FusionSource) -> None:
+        if settings.network.name != "fusion":
+            raise Refusal(
+                f"'{settings.network.name}' is no fusion network", where="network.name", cure="set it to fusion"
+            )
+        self._settings = settings
+        self.source = source
+        document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
+        fusion = parse_settings(FusionSettings, document, where="network.settings")
+        base = self._base()
+        torch.manual_seed(first_weights_seed(settings.network, settings.seed))
+        self.network = FusionSR(fusion, base)
+
+    def predict(self, network: nn.Module, batch: TrainBatch, step: int) -> Prediction:
+        """The fused image of the experts that are not left out in this step."""
+        return Prediction(_run(network, self._drop_experts(batch, step)).image_BCHW.float())
+
+    def validate(self, network: nn.Module) -> ScoreTable:
+        """The half of the held-out images on which the best weights are chosen."""
+        return self._table(network, self._half(0))
+
+    def pictures(self, network: nn.Module, count: int) -> Mapping[str, Tensor]:
+        """Experts, base, fused image and gates of the first held-out images."""
+        shown: dict[str, Tensor] = {}
+        for batch, _ in zip(self._half(0), range(count), strict=False):
+            output = self._fused(network, batch)
+            item = batch.items[0]
+            assert batch.sr_BECHW is not None
+            for index, name in enumerate(batch.experts):
+                shown[f"{item}/expert {name}"] = batch.sr_BECHW[0, index].clamp(0, 1)
+                shown[f"{item}/gate {name}"] = (
+                    output.gates_BEHW[0, index : index + 1].expand(3, -1, -1).clamp(0, 1).cpu()
+                )
+            shown[f"{item}/base"] = output.base_BCHW[0].clamp(0, 1).cpu()
+            shown[f"{item}/fused"] = output.image_BCHW[0].clamp(0, 1).cpu()
+        return shown
+
+    def export(self, path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+        """A fusion model file; what the gate said is in its record."""
+        model = FusionSR(self.network.settings, self.network.base.record, self._record(provenance))
+        model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
+        save_model(model, path)
+
+    def load(self, network: nn.Module, path: Path) -> None:
+        """A fusion model file's weights and base."""
+        model = load_model(path)
+        if not isinstance(network, FusionSR) or model.settings != network.settings:
+            raise Refusal("is a model of other settings", where=path, cure="give the settings it was trained with")
+        network.load_state_dict(model.state_dict())
+
+    def conclude(self, network: nn.Module, run: Path) -> Mapping[str, Any]:  # noqa: ARG002 (the loop's protocol)
+        """The gate, on the half of the held-out images that chose nothing."""
+        table = self._table(network, self._half(1))
+        log.info("the gate's images\n%s", table.text(FUSED))
+        psnr = {row: {item: score[0] for item, score in table.rows[row].items()} for row in (FUSED, BASE)}
+        verdict = paired_bootstrap(
+            psnr[FUSED],
+            psnr[BASE],
+            {item: self.source.image_of(item) for item in psnr[FUSED]},
+            confidence=self._settings.fusion.gate_confidence,
+            resamples=self._settings.fusion.gate_resamples,
+            seed=self._settings.seed,
+        )
+        log.info(
+            "gate: %s (%+.4f dB, %+.4f to %+.4f, %d images)",
+            verdict.reason,
+            verdict.gain_db,
+            verdict.low_db,
+            verdict.high_db,
+            verdict.images,
+        )
+        return {"gate": asdict(verdict), "gate_scores": table.as_dict()}
+
+    def _base(self) -> BaseRecord:
+        """Fitted on the training items once per run; a resumed run and the other processes read what was fitted."""
+        path = self._settings.run / "base.json"
+        if path.exists():
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["fingerprint"] == self.source.fingerprint:
+                return parse_settings(BaseRecord, document["base"], where=str(path))
+        pairs = ((sr_ECHW, hr_CHW) for batch in self.source.fit_items() for sr_ECHW, hr_CHW in _pairs(batch))
+        base = fit_base(
+            pairs,
+            [slot.name for slot in self.source.slots],
+            border=self.source.fit_border,
+            source=self.source.fingerprint,
+        )
+        write_text(path, json.dumps({"fingerprint": self.source.fingerprint, "base": base.model_dump(mode="json")}))
+        return base
+
+    def _drop_experts(self, batch: TrainBatch, step: int) -> TrainBatch:
+        """Leave experts out at random, the same ones in every process; at least one stays."""
+        chance = draw(self._settings.seed, Purpose.EXPERT_DROPOUT, step)
+        kept = [i for i in range(len(batch.experts)) if chance.random() >= self._settings.fusion.expert_dropout]
+        kept = kept or [int(chance.integers(len(batch.experts)))]
+        if len(kept) == len(batch.experts):
+            return batch
+        assert batch.sr_BECHW is not None
+        names = tuple(batch.experts[index] for index in kept)
+        feats = {name: feat_BCHW for name, feat_BCHW in batch.feats.items() if name in names}
+        return replace(batch, sr_BECHW=batch.sr_BECHW[:, kept], feats=feats, experts=names)
+
+    def _half(self, which: int) -> Iterator[TrainBatch]:
+        """Held-out items of every other image."""
+        images: dict[str, int] = {}
+        for batch in self.source.held_out():
+            image = self.source.image_of(batch.items[0])
+            if images.setdefault(image, len(images)) % 2 == which:
+                yield batch
+
+    def _table(self, network: nn.Module, batches: Iterator[TrainBatch]) -> ScoreTable:
+        table = ScoreTable()
+        for batch in batches:
+            output, item = self._fused(network, batch), batch.items[0]
+            assert batch.sr_BECHW is not None
+            table.add(FUSED, item, output.image_BCHW, batch.hr_BCHW)
+            table.add(BASE, item, output.base_BCHW, batch.hr_BCHW)
+            table.add(MEAN, item, batch.sr_BECHW.mean(1), batch.hr_BCHW)
+            for index, name in enumerate(batch.experts):
+                table.add(name, item, batch.sr_BECHW[:, index], batch.hr_BCHW)
+        return table
+
+    def _fused(self, network: nn.Module, batch: TrainBatch) -> Any:
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            return _run(network, _moved(batch, device))
+
+    def _record(self, provenance: Mapping[str, Any]) -> TrainingRecord:
+        gate = provenance.get("gate")
+        if gate is None:
+            return TrainingRecord(steps=int(provenance["step"]), details=dict(provenance))
+        return TrainingRecord(
+            verdict="fused" if gate["passed"] else "base",
+            steps=int(provenance["step"]),
+            gain_db=gate["gain_db"],
+            gain_low_db=gate["low_db"],
+            gain_high_db=gate["high_db"],
+            held_out_items=gate["images"],
+            data=self.source.fingerprint,
+            details=dict(provenance),
+        )
+
+
+def _pairs(batch: TrainBatch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each image of a batch by itself: (E,3,H,W) and (3,H,W)."""
+    assert batch.sr_BECHW is not None
+    return zip(batch.sr_BECHW, batch.hr_BCHW, strict=True)
+
+
+def _run(network: nn.Module, batch: TrainBatch) -> Any:
+    return network(batch.lr_BCHW, batch.sr_BECHW, batch.feats, batch.experts)
+
+
+def _moved(batch: TrainBatch, device: torch.device) -> TrainBatch:
+    assert batch.sr_BECHW is not None
+    return replace(
+        batch,
+        lr_BCHW=batch.lr_BCHW.to(device),
+        sr_BECHW=batch.sr_BECHW.to(device),
+        feats={name: feat_BCHW.to(device) for name, feat_BCHW in batch.feats.items()},
+    )

@@ -1,0 +1,57 @@
+"""The losses that need trained weights: which file, from where, and where to put it. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossFile:
+    """A file or folder that a loss reads; `place` is relative to the folder of pretrained weights."""
+
+    place: str
+    what: str
+    page: str
+
+    def find(self, loss: str, given: Path | None) -> Path:
+        """Where it is: as the setting weights.LOSS says, or in its place; refused by name when it is in neither."""
+        path = given if given is not None else pretrained_folder() / self.place
+        if not path.exists():
+            raise Refusal(
+                f"the loss '{loss}' needs {self.what}, which is not there",
+                where=path,
+                cure=f"get it from {self.page} and put it there, or set weights.{loss}=PATH",
+            )
+        return path
+
+
+def pretrained_folder() -> Path:
+    """Where users put weights: $CHAMPIONSHIP_SR_PRETRAINED, or `pretrained/` of this checkout."""
+    chosen = os.environ.get("CHAMPIONSHIP_SR_PRETRAINED")
+    return Path(chosen) if chosen else Path(__file__).resolve().parents[3] / "pretrained"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict in safetensors or torch's format; only tensors are unpickled."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise Refusal(f"cannot be read as weights ({type(error).__name__})", where=path, cure="get it again") from None
+    if not isinstance(document, dict):
+        raise Refusal("does not hold named tensors", where=path, cure="give a state dict")
+    return document

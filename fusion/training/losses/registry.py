@@ -1,0 +1,55 @@
+"""Loss names -> how each is built and what file it needs; the only list of losses.
+
+`balance` is not here: it compares no images, the network itself reports it (fusion/training/curriculum.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion.training.losses import edge, lpips, pixel, semantic, spectrum, structure, vgg, wavelet
+from imaging.refusal import Refusal, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from fusion.training.losses.files import LossFile
+
+
+@dataclass(frozen=True)
+class TrunkLoss:
+    """A loss that is built from a file of trained weights."""
+
+    build: Callable[[Path], nn.Module]
+    file: LossFile
+
+
+PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "l1": pixel.L1,
+    "mse": pixel.MSE,
+    "charbonnier": pixel.Charbonnier,
+    "ssim": structure.SSIM,
+    "swt": wavelet.SWT,
+    "fft": spectrum.FFT,
+    "edge": edge.Edge,
+}
+TRUNKS: dict[str, TrunkLoss] = {
+    "vgg": TrunkLoss(vgg.VGG, vgg.FILE),
+    "clip": TrunkLoss(semantic.CLIP, semantic.FILE),
+    "lpips": TrunkLoss(lpips.LPIPS, lpips.FILE),
+}
+
+
+def build_losses(names: Iterable[str], weights: Mapping[str, Path]) -> dict[str, nn.Module]:
+    """The named losses; every name and file is checked before the first is built."""
+    wanted = sorted(set(names))
+    known = {*PLAIN, *TRUNKS}
+    for name in [*wanted, *weights]:
+        if name not in known:
+            raise Refusal(f"unknown loss '{name}'", where="stages", cure=nearest(name, known | {"balance"}))
+    files = {name: TRUNKS[name].file.find(name, weights.get(name)) for name in wanted if name in TRUNKS}
+    return {name: TRUNKS[name].build(files[name]) if name in TRUNKS else PLAIN[name]() for name in wanted}

@@ -1,0 +1,48 @@
+"""Predictions and truths of whole images -> a table of PSNR and SSIM on Y: contender by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from imaging.metrics import psnr, ssim
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class ScoreTable:
+    """contender -> image -> (PSNR in dB, SSIM), in the order in which they were added."""
+
+    rows: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, contender: str, item: str, sr_BCHW: Tensor, hr_BCHW: Tensor) -> None:
+        """Score one image of one contender as the literature does: Y, 8 bits, 4 border pixels off."""
+        sr_BCHW = sr_BCHW.detach().float().cpu()
+        score = (float(psnr(sr_BCHW, hr_BCHW)), float(ssim(sr_BCHW, hr_BCHW)))
+        self.rows.setdefault(contender, {})[item] = score
+
+    def mean(self, contender: str) -> tuple[float, float]:
+        """(PSNR, SSIM), averaged over the images."""
+        scores = self.rows[contender].values()
+        return sum(s[0] for s in scores) / len(scores), sum(s[1] for s in scores) / len(scores)
+
+    def text(self, judged: str) -> str:
+        """The table as aligned text, the judged row marked, with its distance to every other row."""
+        own = self.mean(judged)[0]
+        lines = [f"{'':<26}{'images':>7}{'PSNR-Y':>9}{'SSIM-Y':>9}{'ours':>9}"]
+        for contender, scores in self.rows.items():
+            mean_psnr, mean_ssim = self.mean(contender)
+            same = len(scores) == len(self.rows[judged])
+            ahead = "" if contender == judged or not same else f"{own - mean_psnr:+9.3f}"
+            mark = "* " if contender == judged else "  "
+            lines.append(f"{mark}{contender:<24}{len(scores):>7}{mean_psnr:>9.3f}{mean_ssim:>9.4f}{ahead}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """Means only, for JSON."""
+        return {
+            contender: {"psnr_y": round(self.mean(contender)[0], 4), "ssim_y": round(self.mean(contender)[1], 5)}
+            for contender in self.rows
+        }

@@ -1,0 +1,164 @@
+"""Everything a training run is told, as frozen types; the YAML files in configs/ are read into `TrainSettings`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from imaging.settings import Settings
+
+Share = float  # of the run or of the samples, in [0, 1]
+
+
+class DataSettings(Settings):
+    """Images or cache, and how crops are cut. `patch` counts LR pixels, `batch` is global: over all processes."""
+
+    hr: tuple[Path, ...] = ()
+    cache: Path | None = None
+    experts: tuple[str, ...] = ()
+    patch: PositiveInt = 32
+    batch: PositiveInt = 16
+    workers: int = Field(default=0, ge=0)
+    hold_out: PositiveInt = 8
+
+
+class AugmentSettings(Settings):
+    """Flips and rotations are on or off; the others are the probability that a sample is treated."""
+
+    flip: bool = True
+    rotate: bool = True
+    jitter: Share = Field(default=0.0, ge=0, le=1)
+    blur: Share = Field(default=0.0, ge=0, le=1)
+    crop_scale: Share = Field(default=0.0, ge=0, le=1)
+    cutblur: Share = Field(default=0.0, ge=0, le=1)
+    mixup: Share = Field(default=0.0, ge=0, le=1)
+
+
+class NetworkSettings(Settings):
+    """The network by name, what its constructor is given, and the seed of its first weights (None: the run's)."""
+
+    name: str
+    settings: dict[str, Any] = {}
+    seed: int | None = Field(default=None, ge=0)
+    start_from: Path | None = None
+
+
+class OptimizerSettings(Settings):
+    """AdamW, clipping of the gradient's norm, and into how many parts a batch is accumulated."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    accumulate: PositiveInt = 1
+
+
+class ScheduleSettings(Settings):
+    """Linear warm-up, then cosine cycles, each `growth` times as long as the one before, down to lr * floor."""
+
+    warmup: int = Field(default=0, ge=0)
+    cycles: PositiveInt = 1
+    growth: float = Field(default=2.0, gt=0)
+    floor: float = Field(default=0.0, ge=0, le=1)
+
+
+class Stage(Settings):
+    """One stage of the curriculum: the losses' weights until this share of the run is done."""
+
+    until: float = Field(default=1.0, gt=0, le=1)
+    losses: dict[str, float]
+
+
+# The seed's curriculum: first pixels, then frequencies, then structure.
+SEED_STAGES = (
+    Stage(until=0.4, losses={"l1": 1.0}),
+    Stage(until=0.75, losses={"l1": 0.75, "swt": 0.20, "fft": 0.05}),
+    Stage(until=1.0, losses={"l1": 0.60, "swt": 0.25, "fft": 0.10, "ssim": 0.05}),
+)
+
+
+class AdversarialSettings(Settings):
+    """A patch discriminator for native experts; weight 0 means none is built."""
+
+    weight: float = Field(default=0.0, ge=0)
+    start: Share = Field(default=0.5, ge=0, le=1)
+    lr: float = Field(default=1e-4, gt=0)
+    features: PositiveInt = 32
+
+
+class FusionTaskSettings(Settings):
+    """Only for task fusion: how often an expert is left out of a step, and the final gate."""
+
+    expert_dropout: Share = Field(default=0.1, ge=0, lt=1)
+    gate_resamples: PositiveInt = 2000
+    gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class ValidationSettings(Settings):
+    """Every so many steps, on whole held-out images; `watch` are further HR folders that are only looked at."""
+
+    every: PositiveInt = 500
+    watch: dict[str, Path] = {}
+    watch_images: PositiveInt = 8
+
+
+class CheckpointSettings(Settings):
+    """Every so many steps; the best by PSNR, the last, and one per `milestone` steps are kept."""
+
+    every: PositiveInt = 500
+    best: PositiveInt = 5
+    last: PositiveInt = 10
+    milestone: PositiveInt = 50_000
+
+
+class ExportSettings(Settings):
+    """How the final weights are stored; fp16 halves the file and rounds (the score is taken after rounding)."""
+
+    name: str = "model"
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    note: str = ""
+
+
+class LogSettings(Settings):
+    """Where scalars and images go."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    every: PositiveInt = 50
+    images: int = Field(default=2, ge=0)
+
+
+class TrainSettings(Settings):
+    """One training run."""
+
+    task: Literal["fusion", "expert"]
+    run: Path
+    steps: PositiveInt
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: PositiveInt = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    bad_batches: PositiveInt = 10
+    data: DataSettings = DataSettings()
+    augment: AugmentSettings = AugmentSettings()
+    network: NetworkSettings
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    stages: tuple[Stage, ...] = SEED_STAGES
+    weights: dict[str, Path] = {}
+    adversarial: AdversarialSettings = AdversarialSettings()
+    fusion: FusionTaskSettings = FusionTaskSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    export: ExportSettings = ExportSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> TrainSettings:
+        ends = [stage.until for stage in self.stages]
+        if not ends or ends != sorted(set(ends)) or ends[-1] != 1.0:
+            raise ValueError(f"stages must rise to until: 1.0, got {ends}")
+        return self

@@ -1,0 +1,83 @@
+"""Everything that changes while training, in one place: network, optimizer, average, scaler, counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from fusion.training.adversary import new_adversary
+from fusion.training.average import averaged
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+    from torch.optim.swa_utils import AveragedModel
+
+    from fusion.training.adversary import Adversary
+    from fusion.training.best import Ranked
+    from fusion.training.settings import TrainSettings
+    from fusion.training.task import Task
+
+
+@dataclass
+class TrainingState:
+    """`network` is the bare module; `wrapped` is what the forward goes through (DDP with several processes)."""
+
+    network: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel
+    scaler: GradScaler
+    step: int = 0
+    skipped: int = 0
+    best: Ranked = field(default_factory=list)
+    adversary: Adversary | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds. No generator's state: every random draw is a function of seed and step."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            "best": [list(entry) for entry in self.best],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over a checkpoint's state."""
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.average.load_state_dict(saved["average"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step = int(saved["step"])
+        self.skipped = int(saved["skipped"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(saved["adversary"])
+        self.best = [(float(psnr), int(step)) for psnr, step in saved["best"]]
+
+
+def new_state(task: Task, settings: TrainSettings, accelerator: Accelerator) -> TrainingState:
+    """The state before the first step."""
+    network = task.network
+    if settings.network.start_from is not None:
+        task.load(network, settings.network.start_from)
+    network.to(accelerator.device)
+    if settings.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
+    average = averaged(network, settings.ema)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=settings.optimizer.lr,
+        betas=settings.optimizer.betas,
+        weight_decay=settings.optimizer.weight_decay,
+    )
+    scaler = GradScaler(accelerator.device.type, enabled=settings.precision == "fp16")
+    wrapped = accelerator.prepare_model(network) if accelerator.num_processes > 1 else network
+    adversary = new_adversary(settings, accelerator.device)
+    return TrainingState(network, wrapped, optimizer, average, scaler, adversary=adversary)
