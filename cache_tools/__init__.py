@@ -1,0 +1,1 @@
+"""Experts' outputs -> HDF5 items, one per image -> training batches."""

@@ -1,0 +1,135 @@
+"""`python -m cache_tools COMMAND` -> exit code 0 done, 1 finished with failures listed, 2 refused."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cache_tools import options as command_line
+from cache_tools.extract import Report, extract
+from cache_tools.import_images import import_images
+from cache_tools.import_pt import import_pt
+from cache_tools.info import describe, in_lines
+from cache_tools.merge import merge
+from cache_tools.plan import in_table, make_plan
+from cache_tools.repack import repack
+from cache_tools.sequential import extract_sequentially
+from cache_tools.verify import verify
+from imaging.command import DONE, FAILURES_LISTED, print_json, run
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from cache_tools.pairs import Failure
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, call, report."""
+    options = command_line.parse(arguments)
+    commands = {
+        "plan": _plan,
+        "extract": _extract,
+        "info": _info,
+        "verify": _verify,
+        "merge": _merge,
+        "repack": _repack,
+        "import-images": _import_images,
+        "import-pt": _import_pt,
+        "bench": _bench,
+    }
+    return commands[options.command](options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    settings = command_line.settings_of(options)
+    plan = make_plan(settings, command_line.experts_of(options), timed=not options.no_timing)
+    _say(options, asdict(plan), in_table(plan, settings.profile))
+    return _listed(options, plan.failures)
+
+
+def _extract(options: argparse.Namespace) -> int:
+    settings = command_line.settings_of(options)
+    rank, world = command_line.rank_and_world(options.shard)
+    if options.sequential:
+        report = extract_sequentially(settings, command_line.openers_of(options), rank=rank, world=world)
+    else:
+        report = extract(settings, command_line.experts_of(options), rank=rank, world=world)
+    return _report(options, report)
+
+
+def _info(options: argparse.Namespace) -> int:
+    info = describe(options.cache, score=options.score)
+    _say(options, info, in_lines(info))
+    return DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    verdict = verify(options.cache, full=options.full, quarantine=options.quarantine)
+    words = f"{verdict.items} items checked ({verdict.depth}), {len(verdict.failures)} bad"
+    if verdict.unfinished:
+        words += f"; {verdict.unfinished} planned items are not there yet: run extract again"
+    if verdict.quarantined:
+        words += f"; {len(verdict.quarantined)} put into quarantine: run extract again to make them anew"
+    _say(options, asdict(verdict), words)
+    return _listed(options, verdict.failures)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    done = merge(options.caches, options.out)
+    _say(options, asdict(done), f"{done.way}: {done.made} items written, {done.kept} were there")
+    return DONE
+
+
+def _repack(options: argparse.Namespace) -> int:
+    done = repack(
+        options.cache, options.out, profile=options.profile, experts=options.experts, compression=options.compress
+    )
+    _say(options, asdict(done), f"{done.way}: {done.made} items written, {done.kept} were there")
+    return DONE
+
+
+def _import_images(options: argparse.Namespace) -> int:
+    return _report(options, import_images(command_line.settings_of(options), options.folders))
+
+
+def _import_pt(options: argparse.Namespace) -> int:
+    return _report(
+        options, import_pt(options.folder, options.out, profile=options.profile, compression=options.compress)
+    )
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from cache_tools.bench import bench  # brings whole architectures along, which no other command needs
+
+    results, text = bench(
+        work=options.work, items=options.items, size=options.size, patches=options.patches, out=options.out
+    )
+    _say(options, results, text)
+    return DONE
+
+
+def _report(options: argparse.Namespace, report: Report) -> int:
+    words = f"{len(report.made)} items made, {len(report.kept)} were there, {len(report.failures)} failed"
+    _say(options, {"cache": str(options.out), **asdict(report)}, words)
+    return _listed(options, report.failures)
+
+
+def _listed(options: argparse.Namespace, failures: Sequence[Failure]) -> int:
+    """Failures, one per line, unless they are already in the JSON."""
+    if not options.json:
+        for failure in failures:
+            print(f"failed: {failure.item}: {failure.reason}")
+    return FAILURES_LISTED if failures else DONE
+
+
+def _say(options: argparse.Namespace, document: Any, words: str) -> None:
+    if options.json:
+        print_json(document)
+    else:
+        print(words)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,116 @@
+"""A cache -> an endless supply of aligned random patches, the same for a given seed whatever reads them.
+
+Flips and rotations of cached features are an approximation, since networks are not equivariant; where a group was
+cached with `--dihedral`, its eight exact variants are used instead.
+
+Legend: B patches, E experts, C channels, P patch side in LR pixels, T tiles that a patch can touch along one side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cache_tools.gather import gather
+from cache_tools.reader import CacheReader
+from cache_tools.sample import Group, Sampler, Sampling, Variant
+from cache_tools.schema import FEAT, FEAT_SCALE
+from cache_tools.source import PatchSource
+from cache_tools.tiles import Check, tiles_of
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cache_tools.batch import PatchBatch
+    from cache_tools.sample import Crop
+    from cache_tools.store import Entry
+
+
+class CacheDataset(PatchSource):
+    """Random aligned LR, HR, SR and feature patches of a cache, as stored; `dequantize` makes them a FusionBatch.
+
+    patch             side in LR pixels
+    batch             patches per batch on this rank
+    grid              patches begin at multiples of this (8 varied, 32 fastest) or flush with the far edge
+    crops_per_region  patches drawn from each place that is read
+    experts, items    which of them, None for all; `features=False` reads images only
+    augment           flips and rotations
+    samples           patches per epoch over all ranks; None: every image or region `crops_per_region` times
+    seed, rank, world decide the sequence; the number of workers does not
+    look_ahead        batches being read while the last one is used
+    leave_out_small   train without items smaller than the patch, instead of refusing them
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        patch: int = 64,
+        batch: int = 8,
+        grid: int = 8,
+        crops_per_region: int = 1,
+        experts: Sequence[str] | None = None,
+        items: Sequence[str] | None = None,
+        features: bool = True,
+        augment: bool = True,
+        samples: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        look_ahead: int = 2,
+        leave_out_small: bool = False,
+        check: Check = "first",
+    ) -> None:
+        self.reader = CacheReader(root, experts=experts, items=items, features=features, check=check)
+        if not self.reader.has_hr:
+            raise Refusal("has no HR images to train on", where=root, cure="extract with --hr")
+        entries = _large_enough(self.reader, patch, leave_out_small)
+        sampling = Sampling(patch, grid, crops_per_region, augment, seed, batch, samples, rank, world)
+        super().__init__(Sampler(make_groups(entries), sampling), look_ahead=look_ahead)
+        self.patch = patch
+        self.experts = self.reader.experts
+        self.channels = self.reader.channels
+
+    def make(self, epoch: int, step: int) -> PatchBatch:
+        """One batch of this rank."""
+        crops = self._sampler.batch(epoch, step)
+        self._ask_for(crops)
+        return gather(self.reader, crops, self.patch, epoch, step)
+
+    def _ask_for(self, crops: Sequence[Crop]) -> None:
+        """Have the system fetch all tiles of the batch at once instead of one after another."""
+        for crop in crops:
+            file = self.reader.file(crop.item)
+            names = [name for name in file.layout.datasets if self._wants(name)]
+            file.ask_for(tiles_of(crop.top, crop.left, self.patch, self.patch), names)
+
+    def _wants(self, name: str) -> bool:
+        return name not in {FEAT, FEAT_SCALE} or any(self.channels.values())
+
+
+def make_groups(entries: Sequence[Entry]) -> list[Group]:
+    """Index entries -> groups of one image or region each, in the order of their names."""
+    by_group: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_group.setdefault(entry.group, []).append(entry)
+    for name, members in by_group.items():
+        if all(member.dihedral for member in members):
+            cure = "extract again to complete it, or leave these items out"
+            raise Refusal("has flipped variants but not the plain item", where=f"group {name}", cure=cure)
+    return [
+        Group(name, tuple(Variant(one.id, one.dihedral, one.height, one.width) for one in members))
+        for name, members in sorted(by_group.items())
+    ]
+
+
+def _large_enough(reader: CacheReader, patch: int, leave_out: bool) -> list[Entry]:
+    small = [entry for entry in reader.entries if min(entry.height, entry.width) < patch]
+    if small and not leave_out:
+        first = f"{small[0].id} is {small[0].width}x{small[0].height}"
+        what = f"{len(small)} item(s) are smaller than a patch of {patch} ({first})"
+        raise Refusal(what, where=reader.store.root, cure="choose a smaller patch, or leave them out (leave_out_small)")
+    entries = [entry for entry in reader.entries if min(entry.height, entry.width) >= patch]
+    if not entries:
+        raise Refusal(f"no item holds a patch of {patch}", where=reader.store.root, cure="choose a smaller patch")
+    return entries

@@ -1,0 +1,92 @@
+"""A cache -> what is inside: items, provenance, sizes, and how good each expert is where HR is there."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from cache_tools.reader import CacheReader
+from cache_tools.schema import HR
+from cache_tools.space import in_words
+from imaging.metrics import psnr
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SCORED = 100
+
+
+def describe(root: Path, *, score: int = _SCORED) -> dict[str, Any]:
+    """A JSON-ready description; `score` bounds how many items are read for PSNR, spread over the cache."""
+    reader = CacheReader(root, features=False)
+    manifest = reader.store.manifest
+    recipe = manifest.recipe
+    size = sum(entry.bytes for entry in reader.entries)
+    pixels = sum(entry.height * entry.width for entry in reader.entries)
+    return {
+        "root": str(root),
+        "items": len(reader.entries),
+        "planned": manifest.planned,
+        "images": len({entry.source for entry in reader.entries}),
+        "profile": recipe.profile,
+        "compression": recipe.compression,
+        "features": sum(expert.channels for expert in recipe.experts),
+        "bytes": size,
+        "lr_pixels": pixels,
+        "bytes_per_lr_pixel": round(size / pixels, 1),
+        "degradation": recipe.degradation,
+        "regions": recipe.regions,
+        "dihedral": recipe.dihedral,
+        "fingerprint": manifest.fingerprint,
+        "made_with": manifest.made_with,
+        "experts": [expert.model_dump() for expert in recipe.experts],
+        "psnr_y": _scores(reader, score),
+    }
+
+
+def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
+    """Mean Y-PSNR (border 4, 8 bits) of each expert and of their plain mean; None without HR."""
+    every = max(1, -(-len(reader.entries) // limit)) if limit else 0
+    entries = [entry for entry in reader.entries[:: every or 1] if min(entry.height, entry.width) > 2] if every else []
+    entries = [entry for entry in entries if HR in reader.file(entry.id).layout.datasets]
+    if not entries:
+        return None
+    totals = dict.fromkeys((*reader.experts, "mean of all"), 0.0)
+    for entry in entries:
+        item = reader.read(entry.id)
+        assert item.hr_BCHW is not None
+        images = [*item.sr_BECHW.unbind(1), item.sr_BECHW.mean(1)]
+        for name, image_BCHW in zip(totals, images, strict=True):
+            totals[name] += float(psnr(image_BCHW, item.hr_BCHW))
+    means = {name: total / len(entries) for name, total in totals.items()}
+    # An expert equal to HR has an infinite PSNR, which JSON cannot say.
+    finite = {name: round(mean, 3) if math.isfinite(mean) else None for name, mean in means.items()}
+    return {"items_scored": len(entries), **finite}
+
+
+def _decibels(score: float | None) -> str:
+    return "equal to HR" if score is None else f"{score:.3f} dB"
+
+
+def in_lines(info: dict[str, Any]) -> str:
+    """The description for people."""
+    lines = [
+        f"{info['root']}: {info['items']} of {info['planned']} items from {info['images']} images",
+        f"  {info['profile']}, compression {info['compression']}, {info['features']} feature channels",
+        f"  {in_words(info['bytes'])}, {info['bytes_per_lr_pixel']} bytes per LR pixel",
+        f"  LR: {info['degradation']}",
+        f"  regions per image {info['regions'] or 'whole'}, dihedral {info['dihedral']}",
+        f"  fingerprint {info['fingerprint']}",
+    ]
+    scores = info["psnr_y"] or {}
+    for expert in info["experts"]:
+        score = "  " + _decibels(scores[expert["name"]]) if scores else ""
+        lines.append(
+            f"  {expert['name']:16} {expert['architecture']:10} {expert['channels']:4} channels at {expert['tap']}"
+            f"  {expert['precision']}  {expert['tiling']}  weights {expert['weights_sha256'][:12]}{score}"
+        )
+    if scores:
+        lines.append(
+            f"  plain mean of the experts {scores['mean of all']:.3f} dB (Y, over {scores['items_scored']} items)"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""The command line of `python -m cache_tools` -> parsed options, and options -> settings and experts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cache_tools.recipe import ExtractSettings
+from cache_tools.schema import PROFILES
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from experts.spec import Expert
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; a wrong one prints its usage and exits with 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cache_tools", description="Run the experts once, keep what they say."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_plan, _add_extract, _add_info, _add_verify, _add_merge, _add_repack, _add_imports, _add_bench):
+        add(commands)
+    return parser.parse_args(arguments)
+
+
+Commands = argparse._SubParsersAction  # what add_subparsers returns; argparse gives it no public name
+
+
+def _command(commands: Commands[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    return parser
+
+
+def _add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "plan", "forecast bytes, files, time and room, before anything runs")
+    _image_options(parser)
+    _expert_options(parser)
+    parser.add_argument("--no-timing", action="store_true", help="do not run the experts on a sample")
+
+
+def _add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "extract", "run the experts once and keep what they say; resumable")
+    _image_options(parser)
+    _expert_options(parser)
+    parser.add_argument("--batch", type=int, default=1, help="images of equal size to run together")
+    parser.add_argument("--sequential", action="store_true", help="hold one expert in memory at a time")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="make the I-th of N parts (0 to N-1)")
+
+
+def _add_info(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "info", "what a cache holds, where it came from, how good each expert is")
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--score", type=int, default=100, metavar="ITEMS", help="items to measure PSNR on, 0 for none")
+
+
+def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "verify", "find damaged, missing and foreign items")
+    parser.add_argument("cache", type=Path)
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--quick", action="store_true", help="headers, chunk tables and sizes (the default)")
+    depth.add_argument("--full", action="store_true", help="every chunk's crc32 as well")
+    parser.add_argument("--quarantine", action="store_true", help="put damaged items aside, to be made again")
+
+
+def _add_merge(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "merge", "unite shards of one recipe, or join different experts over the same images")
+    parser.add_argument("caches", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+
+
+def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "repack", "rewrite in a smaller profile, with fewer experts or other compression")
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--profile", choices=list(PROFILES))
+    parser.add_argument("--experts", type=_names, help="experts to keep, in order: a,b,c")
+    parser.add_argument("--compress", choices=("none", "gzip", "zstd"))
+
+
+def _add_imports(commands: Commands[argparse.ArgumentParser]) -> None:
+    images = _command(commands, "import-images", "folders of a model's images -> a cache with an expert per folder")
+    images.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER")
+    _image_options(images, profile="images")
+    tensors = _command(commands, "import-pt", "per-image .pt files (lr, hr, expert_imgs, expert_feats) -> a cache")
+    tensors.add_argument("folder", type=Path)
+    tensors.add_argument("--out", type=Path, required=True)
+    _format_options(tensors, "compact")
+
+
+def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "bench", "measure bytes, reading speed, extraction overhead and errors")
+    parser.add_argument("--out", type=Path, help="also write the results to this Markdown file")
+    parser.add_argument("--work", type=Path, default=None, help="folder for the bench's files (several GB; removed)")
+    parser.add_argument("--items", type=int, default=6, help="images in the reading benchmark")
+    parser.add_argument("--size", type=_size, default=(339, 510), metavar="HxW", help="their LR size")
+    parser.add_argument("--patches", type=int, default=200, help="patches to read, cold and warm")
+
+
+def _image_options(parser: argparse.ArgumentParser, profile: str = "compact") -> None:
+    parser.add_argument("--hr", type=Path, help="folder of high-resolution images")
+    parser.add_argument("--lr", type=Path, help="folder of low-resolution images; without it they are made from HR")
+    parser.add_argument("--out", type=Path, required=True, help="the cache's folder")
+    _format_options(parser, profile)
+    parser.add_argument("--no-features", action="store_true", help="SR images only (the profile `images`)")
+    parser.add_argument(
+        "--regions", type=int, default=0, metavar="N", help="N sampled regions per image, not all of it"
+    )
+    parser.add_argument("--region-size", type=int, default=128, help="side of a region in LR pixels")
+    parser.add_argument("--context", type=int, default=16, help="LR pixels around a region that the experts also see")
+    parser.add_argument("--dihedral", action="store_true", help="also the seven flips and rotations, run exactly")
+    parser.add_argument("--seed", type=int, default=0, help="decides where regions lie")
+
+
+def _format_options(parser: argparse.ArgumentParser, profile: str) -> None:
+    parser.add_argument("--profile", choices=list(PROFILES), default=profile)
+    parser.add_argument("--compress", choices=("none", "gzip", "zstd"), default="none")
+
+
+def _expert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--experts", type=_names, required=True, help="catalog names, weights files or images:FOLDER, as a,b,c"
+    )
+    parser.add_argument("--config", type=Path, help="a catalog of your own, beside the built-in one")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--tile", type=int, default=0, help="run larger images in tiles of this many LR pixels")
+
+
+def settings_of(options: argparse.Namespace) -> ExtractSettings:
+    """Options -> settings."""
+    return ExtractSettings(
+        out=options.out,
+        hr=options.hr,
+        lr=options.lr,
+        profile="images" if options.no_features else options.profile,
+        compression=options.compress,
+        regions=options.regions,
+        region_size=options.region_size,
+        context=options.context,
+        dihedral=options.dihedral,
+        batch=getattr(options, "batch", 1),
+        seed=options.seed,
+    )
+
+
+def openers_of(options: argparse.Namespace) -> list[Callable[[], Expert]]:
+    """One function per expert wanted, which opens it when called."""
+
+    def opener(wanted: str) -> Callable[[], Expert]:
+        return lambda: _open(options, [wanted])[0]
+
+    return [opener(wanted) for wanted in options.experts]
+
+
+def experts_of(options: argparse.Namespace) -> list[Expert]:
+    """All experts wanted, opened."""
+    return _open(options, options.experts)
+
+
+def _open(options: argparse.Namespace, wanted: Sequence[str]) -> list[Expert]:
+    from experts.open import open_experts  # brings forty architectures along: only for commands that run experts
+
+    device = _device(options.device)
+    return open_experts(wanted, device=device, precision=options.precision, tile=options.tile, config=options.config)
+
+
+def rank_and_world(shard: str) -> tuple[int, int]:
+    """`--shard I/N` and the launcher's RANK and WORLD_SIZE, together."""
+    part, _, parts = shard.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise Refusal(f"'{shard}' is not I/N with I from 0 to N-1", where="--shard", cure="write for example 0/4")
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return int(part) * world + rank, int(parts) * world
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)

@@ -1,0 +1,81 @@
+"""A cache -> the items that are damaged, missing or foreign; on request these are put aside, to be made again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from cache_tools.errors import storage_failed
+from cache_tools.layout import open_layout
+from cache_tools.pairs import Failure
+from cache_tools.schema import SUFFIX
+from cache_tools.store import Store, require_same_recipe
+from cache_tools.writer import rebuild_index, require_intact
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass
+class Verdict:
+    """What a check found. `unfinished` counts planned items that were never made."""
+
+    depth: str
+    items: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    unfinished: int = 0
+
+
+def verify(root: Path, *, full: bool, quarantine: bool = False) -> Verdict:
+    """Quick: headers, chunk tables, sizes, recipe, index against folder. Full: every chunk's crc32 as well."""
+    store = Store(root)
+    manifest = store.manifest
+    paths = store.item_paths()
+    verdict = Verdict("full" if full else "quick", len(paths))
+    bad: list[Path] = []
+    for path in tqdm(paths, unit="item", desc="verify", disable=None):
+        reason = _fault(path, manifest.fingerprint, full=full)
+        if reason is not None:
+            verdict.failures.append(Failure(path.stem, reason))
+            bad.append(path)
+    there = {path.name.removesuffix(SUFFIX) for path in paths}
+    for entry in store.index_lines():
+        if entry.id not in there:
+            verdict.failures.append(Failure(entry.id, f"{store.item_path(entry.id)}: item is indexed but missing"))
+    verdict.unfinished = max(0, manifest.planned - len(paths))
+    if quarantine and verdict.failures:
+        verdict.quarantined = _put_aside(store, bad)
+    return verdict
+
+
+def _fault(path: Path, fingerprint: str, *, full: bool) -> str | None:
+    """What is wrong with one item, or None."""
+    try:
+        layout = open_layout(path)
+        require_same_recipe(path, layout.header.fingerprint, fingerprint)
+        if layout.header.id != path.stem:
+            return f"{path}: is item {layout.header.id} under another name"
+        if full:
+            require_intact(path)
+    except (Refusal, OSError) as error:
+        return str(error)
+    return None
+
+
+def _put_aside(store: Store, bad: list[Path]) -> list[str]:
+    """Move damaged items out of the cache, so that the next extraction makes them again."""
+    moved: list[str] = []
+    try:
+        store.quarantine.mkdir(exist_ok=True)
+        for path in bad:
+            os.replace(path, store.quarantine / path.name)
+            moved.append(path.stem)
+    except OSError as error:
+        raise storage_failed(store.quarantine, error) from error
+    rebuild_index(store, store.entries())
+    return moved
