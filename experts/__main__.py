@@ -1,4 +1,4 @@
-"""python -m experts list | check | fetch | import | run: which experts there are, prove them, get them, use one."""
+"""python -m experts list | check | fetch | import | run | deploy | bench-native: know, prove, get, use, measure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from experts.adopt import Record, adopt, describe, write_record
 from experts.apply import apply
 from experts.catalog import load_catalog
 from experts.check import check, listed
+from experts.deploy import deploy
 from experts.fetch import fetch
 from experts.load import load_network
+from experts.native.bench import as_json, as_markdown, bench
 from experts.open import find_device, open_expert
 from experts.weights import pretrained_folder, read_state_file
 from imaging import command
+from imaging.atomic import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     one.add_argument("--tile", type=int, default=0, metavar="N", help="tile size in LR pixels; 0: whole images")
     one.set_defaults(do=_run)
+
+    one = commands.add_parser("deploy", parents=[common], help="fold a native expert's branches: equal output")
+    one.add_argument("expert", metavar="NAME|FILE")
+    one.add_argument("output", type=Path, metavar="OUT.safetensors")
+    one.set_defaults(do=_deploy)
+
+    one = commands.add_parser("bench-native", parents=[common], help="what the native networks and their parts cost")
+    one.add_argument("--size", type=int, nargs="+", default=[256], metavar="N", help="sides of the LR image")
+    one.add_argument("--network", help="only this one")
+    one.add_argument("--threads", type=int, default=2)
+    one.add_argument("--repeats", type=int, default=3)
+    one.add_argument("--record", type=Path, metavar="FILE.md", help="write the table there as well")
+    one.set_defaults(do=_bench_native)
     return parser
 
 
@@ -112,6 +128,27 @@ def _run(options: argparse.Namespace, catalog: Catalog) -> int:
     else:
         print(f"{len(written)} images written to {options.output}, {len(refused)} refused")
     return command.FAILURES_LISTED if refused else command.DONE
+
+
+def _deploy(options: argparse.Namespace, catalog: Catalog) -> int:
+    made = deploy(options.expert, catalog, options.output)
+    if options.json:
+        command.print_json(asdict(made))
+    else:
+        print(f"{made.file}: {made.folded} convolutions folded, output within {made.largest_difference:.1e}")
+    return command.DONE
+
+
+def _bench_native(options: argparse.Namespace, catalog: Catalog) -> int:  # noqa: ARG001 (as every command)
+    results = bench(options.size, threads=options.threads, repeats=options.repeats, only=options.network)
+    how = {"threads": options.threads, "repeats": options.repeats}
+    if options.record is not None:
+        write_text(options.record, as_markdown(results, **how))
+    if options.json:
+        command.print_json(as_json(results, **how))
+    else:
+        print(as_markdown(results, **how), end="")
+    return command.DONE
 
 
 def _say(record: Record, as_json: bool) -> int:

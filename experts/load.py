@@ -12,6 +12,7 @@ import torch
 from spandrel import MAIN_REGISTRY, ArchRegistry, ArchSupport, ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
 from experts.edsr import EDSRArch
+from experts.native.architectures import native_architectures
 from experts.spec import SCALE, Padding
 from experts.weights import ARCHITECTURE_KEY, StateFile, header_hyperparameters
 from imaging.refusal import Refusal
@@ -38,7 +39,8 @@ class LoadedNetwork:
 def registry() -> ArchRegistry:
     """spandrel's architectures and ours; spandrel's own registry stays as it is."""
     ours = MAIN_REGISTRY.copy()
-    ours.add(ArchSupport.from_architecture(EDSRArch()))
+    for architecture in (EDSRArch(), *native_architectures()):
+        ours.add(ArchSupport.from_architecture(architecture))
     return ours
 
 

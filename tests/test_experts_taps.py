@@ -25,11 +25,15 @@ from torch import nn
 
 from experts.catalog import built_in_catalog
 from experts.load import registry
+from experts.native.freqnet import FreqNet
+from experts.native.msg import MSG
+from experts.native.ssm import SSM
 from experts.open import open_experts
 from experts.run import NetworkExpert
 from tests.expert_parts import image, small_network
 
 WINDOWS = {"upscale": 4, "embed_dim": 12, "depths": [2], "num_heads": [2], "img_size": 64, "upsampler": "pixelshuffle"}
+NATIVE = {"widths": (16, 16), "up_depths": (1,), "kernel": 3}
 
 
 def small(architecture: str) -> nn.Module:
@@ -44,6 +48,9 @@ def small(architecture: str) -> nn.Module:
             upscale=4, embed_dim=32, depth=[2], num_heads=[2], split_size=[2, 4], upsampler="pixelshuffle", img_size=64
         ),
         "ESRGAN": lambda: ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=2, scale=4),
+        "FreqNet": lambda: FreqNet(**NATIVE, depths=(1,)),
+        "MSG": lambda: MSG(**NATIVE, depths=(1, 1)),
+        "SSM": lambda: SSM(widths=(16, 16), stages=1, kernel=3),
         "MoSR": lambda: MoSR(upscale=4, n_block=2, dim=16),
         "OmniSR": lambda: OmniSR(num_feat=16, res_num=1, up_scale=4, block_num=1, window_size=8),
         "PLKSR": lambda: RealPLKSR(dim=16, n_blocks=2, upscaling_factor=4),
