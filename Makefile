@@ -20,9 +20,12 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python -m imaging samples demo/HR
 	$(BIN)/python -m imaging downscale demo/HR demo/LR
-	$(BIN)/python -m experts run edsr-s -i demo/LR -o demo/SR
+	$(BIN)/python -m cache_tools extract --experts edsr-s --hr demo/HR --lr demo/LR --out demo/cache
+	$(BIN)/python -m cache_tools info demo/cache
+	$(BIN)/python infer.py -i demo/LR -o demo/SR --report --hr demo/HR
 	$(BIN)/python -m imaging compare --lr demo/LR --sr demo/SR --hr demo/HR --out demo/picture.png
-	@echo "look at demo/picture.png: bicubic, expert, truth side by side; the whole images are in demo/SR"
+	@echo "look at demo/picture.png: bicubic, super-resolved, truth side by side;"
+	@echo "and open demo/SR/report.html in a browser; the whole images are in demo/SR"
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal

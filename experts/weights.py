@@ -73,11 +73,14 @@ def require_weights(spec: ExpertSpec) -> tuple[Path, WeightsSource]:
 def file_sha256(path: Path) -> str:
     """The file's hash, with a bar when it is large."""
     digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as stream, _bar(path.name, size) as bar:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-            bar.update(len(block))
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream, _bar(path.name, size) as bar:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                bar.update(len(block))
+    except OSError as error:
+        raise Refusal(f"cannot be read ({error.strerror})", where=path, cure="check the file's permissions") from None
     return digest.hexdigest()
 
 

@@ -112,7 +112,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
 def test_a_folder_without_permission_is_refused_and_still_read(tmp_path: Path) -> None:
     root = make_cache(tmp_path, [(16, 16)])
     words = ["extract", "--hr", tmp_path / "hr", "--experts", ",".join(weights_files(tmp_path / "weights"))]
-    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
+    for parent in (tmp_path, *list(tmp_path.parents)[:3]):
         parent.chmod(0o755)
     for path in (tmp_path / "weights").iterdir():
         path.chmod(0o644)
