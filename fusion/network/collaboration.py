@@ -107,5 +107,3 @@ class CollaborativeFeatures(nn.Module):
         hidden = F.gelu(own + self.from_consensus(consensus_BDHW).unsqueeze(1))
         raw_BESHW = self.modulation(hidden.flatten(0, 1)).unflatten(0, (batch, -1))
         return self.strength * zero_sum(torch.tanh(raw_BESHW))
-
-

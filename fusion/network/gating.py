@@ -58,9 +58,7 @@ class DynamicGates(nn.Module):
         self.raw = zero_start(nn.Conv2d(width, SUBPIXELS, 1))
         self.temperature = nn.Parameter(torch.tensor(settings.gating.temperature))
 
-    def forward(
-        self, evidence: Evidence, context_BDHW: Tensor, tokens_BEDHW: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, evidence: Evidence, context_BDHW: Tensor, tokens_BEDHW: Tensor | None) -> tuple[Tensor, Tensor]:
         """Evidence, context, phase 4's tokens if on -> weights' change (B, E, S, H, W), difficulty (B, 1, H, W)."""
         batch = context_BDHW.shape[0]
         hidden = self.from_difference(evidence.seen_BEQHW.flatten(0, 1))

@@ -36,9 +36,7 @@ class AdaptiveCuts(nn.Module):
         return lower_B, lower_B + (1 - lower_B) * rest_B
 
 
-def soft_masks(
-    position_F: Tensor, cuts: tuple[Tensor, Tensor], temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def soft_masks(position_F: Tensor, cuts: tuple[Tensor, Tensor], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Low, mid and high masks (B, *F). Because the cuts are ordered, mid = 1 - low - high is never negative."""
     lower, upper = (cut.reshape(-1, *[1] * position_F.ndim) for cut in cuts)
     low = torch.sigmoid(temperature * (lower - position_F))

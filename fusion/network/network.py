@@ -110,9 +110,7 @@ class FusionSR(nn.Module, HubModel):
         parts = {phase: zero_mean_per_pixel(part) for phase, part in parts.items()}
         return (sum(changes[1:], changes[0]) if changes else None), parts, difficulty_B1HW
 
-    def _restore(
-        self, evidence: Evidence, parts: dict[str, Tensor], context_BDHW: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _restore(self, evidence: Evidence, parts: dict[str, Tensor], context_BDHW: Tensor | None) -> dict[str, Tensor]:
         """Phases 7a and 7b, which add what no weighing of experts can."""
         change_BQHW = sum(parts.values(), evidence.base_BQHW.new_zeros(()))
         added: dict[str, Tensor] = {}

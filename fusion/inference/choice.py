@@ -1,0 +1,82 @@
+"""`--model` and `--experts` -> which experts to open and which fusion model joins them, if any.
+
+A model is `default` (pretrained/default.yaml), `none`, a folder with a `default.yaml` of its own or with a fusion
+model, a fusion model's file, a single expert's weights file, or a name on the Hub.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from fusion.network import FusionSR
+from fusion.network.save import FILE_NAME, FORMAT
+from imaging.refusal import Refusal
+from imaging.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT, NONE = "default", "none"
+DEFAULT_FILE = "default.yaml"
+
+
+class DefaultModel(Settings):
+    """A folder's `default.yaml`: experts by name or by a file in that folder, and the fusion file or null."""
+
+    experts: tuple[str, ...] = Field(min_length=1)
+    fusion: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Experts to open, in order; the fusion model in eval mode or None; where it came from."""
+
+    experts: tuple[str, ...]
+    fusion: FusionSR | None
+    source: str
+
+
+def choose(model: str, experts: Sequence[str] | None, pretrained: Path) -> Choice:
+    """Read what `model` names; `experts` replaces its own, and a fusion model must know each of them."""
+    wanted = tuple(experts) if experts else None
+    if model == NONE:
+        if wanted is None:
+            raise Refusal("names no experts", where="--model none", cure="add --experts a,b")
+        return Choice(wanted, None, NONE)
+    if model == DEFAULT:
+        return _of_folder(pretrained, wanted)
+    path = Path(model)
+    if path.is_dir() and not (path / FILE_NAME).is_file():
+        if (path / DEFAULT_FILE).is_file():
+            return _of_folder(path, wanted)
+        cure = f"put {FILE_NAME} or {DEFAULT_FILE} there, or name another model"
+        raise Refusal("holds no model", where=path, cure=cure)
+    if path.is_file() and not is_fusion_file(path):
+        return Choice(wanted or (str(path),), None, str(path))
+    fusion = FusionSR.from_pretrained(model)
+    return Choice(wanted or fusion.settings.names, fusion, model)
+
+
+def is_fusion_file(path: Path) -> bool:
+    """Told by the file's own header, which begins with its length and then JSON."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return FORMAT.encode() in stream.read(min(length, 1 << 20))
+
+
+def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> Choice:
+    settings = load_settings(DefaultModel, folder / DEFAULT_FILE)
+    named = tuple(str(folder / one) if (folder / one).is_file() else one for one in settings.experts)
+    fusion = None if settings.fusion is None else FusionSR.from_pretrained(str(folder / settings.fusion))
+    # Experts chosen by hand are not the default's: without a model that knows them there is nothing to fuse them by.
+    if fusion is not None and wanted is not None and not set(wanted) <= set(fusion.settings.names):
+        raise Refusal(
+            f"the model in {folder} does not know all of {', '.join(wanted)}",
+            where="--experts",
+            cure=f"choose among {', '.join(fusion.settings.names)}, or add --model none for their plain mean",
+        )
+    return Choice(wanted or named, fusion, str(folder / DEFAULT_FILE))

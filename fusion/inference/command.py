@@ -1,0 +1,165 @@
+"""A request and an ensemble -> the whole run: plan, warn, compute, report; and the exit code."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion.inference import forecast
+from fusion.inference.budget_run import Buyer
+from fusion.inference.ensemble import EIGHTFOLD, Ensemble, Place, answer_tile
+from fusion.inference.gallery import Gallery
+from fusion.inference.jobs import Job, Sized, check_target, make_jobs, measure_jobs
+from fusion.inference.look import warn_about
+from fusion.inference.memory import Cost, auto_tile, measure
+from fusion.inference.pipeline import Outcome, Pipeline
+from fusion.inference.provenance import make_claim, verify
+from fusion.inference.submit import Facts, check_set, pack
+from imaging.command import DONE, FAILURES_LISTED, print_json
+from imaging.files import SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fusion.inference.options import Options
+    from imaging.refusal import Refusal
+
+log = logging.getLogger(__name__)
+
+REPORT, SUBMISSION = "report.html", "submission.zip"
+_SMALL = 128  # images up to this many LR pixels a side need no measured tile size
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; `input` and `output` may only be missing when a file is to be verified."""
+
+    input: Path | None
+    output: Path | None
+    options: Options
+    report: bool = False
+    hr: Path | None = None
+    submission: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+    verify: Path | None = None
+    budget_head: Path | None = None
+
+
+def carry_out(request: Request, ensemble: Ensemble) -> int:
+    """The exit code: 0 done, 1 failures listed; what cannot be done at all is a Refusal."""
+    if request.verify is not None:
+        return _verify(request, request.verify, ensemble)
+    assert request.input is not None
+    assert request.output is not None
+    jobs = make_jobs(request.input, request.output, request.options.ext, request.options.suffix)
+    sized, refused = measure_jobs(jobs)
+    if not sized:
+        raise refused[0][1]
+    folder = _folder(request.input, request.output)
+    tile, cost = _settle_tile(request.options, ensemble, sized)
+    if request.dry_run:
+        return _forecast(request, ensemble, sized, refused, tile, cost)
+    check_target(folder)
+    forecast.check_disk(sized, folder)
+    warn_about([one.job.input for one in sized])
+    buyer = Buyer.load(request.budget_head, ensemble, request.options) if request.budget_head else None
+    gallery = Gallery(ensemble, request.hr, buyer) if request.report else None
+    outcome = Pipeline(ensemble, request.options, tile, gallery, buyer).run(jobs)
+    if outcome.failed and not request.input.is_dir():
+        raise next(iter(outcome.failed.values()))
+    extra: dict[str, Any] = {"tile": tile, "device": str(ensemble.device), **ensemble.identity}
+    if gallery is not None:
+        extra["report"] = str(gallery.write(folder / REPORT, outcome, tile))
+    if request.submission:
+        facts = Facts.of_run(outcome.seconds / max(1, len(outcome.written)), ensemble.device.type, ensemble.names)
+        extra["submission"] = str(pack(check_set(folder, request.input), folder / SUBMISSION, facts))
+    _say(request, outcome, extra, folder)
+    return FAILURES_LISTED if outcome.failed else DONE
+
+
+def _folder(source: Path, target: Path) -> Path:
+    """Where outputs, report and submission go."""
+    is_file = not source.is_dir() and target.suffix.lower() in SUFFIXES and not target.is_dir()
+    return target.parent if is_file else target
+
+
+def _settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) -> tuple[int, Cost | None]:
+    """The tile size, measured where it is not given; the cost only where it was measured."""
+    largest = max(max(one.height, one.width) for one in sized)
+    if options.tile is not None:
+        return options.tile, None
+    if not ensemble.can_probe or largest <= _SMALL:
+        unknown = Cost(0.0, None)
+        return auto_tile(unknown, ensemble.device, ensemble.margin, ensemble.multiple), None
+    cost = probe(ensemble)
+    tile = auto_tile(cost, ensemble.device, ensemble.margin, ensemble.multiple)
+    log.info("tiles of %d LR pixels, by free memory", tile)
+    return tile, cost
+
+
+def probe(ensemble: Ensemble) -> Cost:
+    """Run one small tile of noise through everything."""
+
+    def run(side: int) -> torch.Tensor:
+        lr_BCHW = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(ensemble.device)
+        return answer_tile(ensemble, lr_BCHW, Place("probe", 0, 0, side, side))
+
+    return measure(run, ensemble.device)
+
+
+def _forecast(
+    request: Request,
+    ensemble: Ensemble,
+    sized: Sequence[Sized],
+    refused: Sequence[tuple[Job, Refusal]],
+    tile: int,
+    cost: Cost | None,
+) -> int:
+    if cost is None:
+        cost = probe(ensemble) if ensemble.can_probe else Cost(0.0, None)
+    turns = len(EIGHTFOLD) if request.options.tta else 1
+    document = forecast.forecast(sized, ensemble, tile, turns, cost)
+    document["failed"] = {str(job.input): f"{one.what}; {one.cure}" for job, one in refused}
+    if request.as_json:
+        print_json(document)
+    else:
+        log.info("%s", forecast.as_text(document))
+        for _, one in refused:
+            log.error("%s", one)
+    return FAILURES_LISTED if refused else DONE
+
+
+def _verify(request: Request, image: Path, ensemble: Ensemble) -> int:
+    verdict = verify(image, make_claim("", ensemble.identity, request.options.claim()), request.input)
+    if request.as_json:
+        same = not verdict.differences
+        print_json({"file": image, "same": same, "differences": verdict.differences, "unchecked": verdict.unchecked})
+    else:
+        for one in verdict.differences:
+            log.error("%s: %s", image, one)
+        for one in verdict.unchecked:
+            log.info("%s: not checked: %s", image, one)
+        if not verdict.differences:
+            log.info("%s: made by these weights and options", image)
+    return FAILURES_LISTED if verdict.differences else DONE
+
+
+def _say(request: Request, outcome: Outcome, extra: dict[str, Any], folder: Path) -> None:
+    if request.as_json:
+        print_json(outcome.document() | extra)
+        return
+    speed = f", {outcome.megapixels / outcome.seconds:.2f} MP/s" if outcome.written else ""
+    log.info(
+        "%d images written to %s in %.1f s%s; %d skipped, %d failed",
+        *(len(outcome.written), folder, outcome.seconds, speed, len(outcome.skipped), len(outcome.failed)),
+    )
+    for key in ("report", "submission"):
+        if key in extra:
+            log.info("%s: %s", key, extra[key])
+    for refusal in outcome.failed.values():
+        log.error("failed: %s", refusal)

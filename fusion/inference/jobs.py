@@ -1,0 +1,114 @@
+"""`-i IN -o OUT` -> which file becomes which; names kept, nothing overwritten that is an input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imaging.files import SUFFIXES, image_size, list_images
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make; `item` is its path below the input folder without the suffix."""
+
+    input: Path
+    output: Path
+    item: str
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A job and its LR size, read from the file's header."""
+
+    job: Job
+    height: int
+    width: int
+
+
+def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> list[Job]:
+    """A file or a folder (recursive, structure kept) -> jobs, in order. `ext` auto keeps each file's format."""
+    if not source.exists():
+        raise Refusal("no such file or folder", where=source, cure="check the path after -i")
+    if source.is_dir():
+        jobs = _of_folder(source, target, ext, suffix)
+    elif target.suffix.lower() in SUFFIXES and not target.is_dir():
+        jobs = [Job(source, target, source.stem)]
+    else:
+        jobs = [Job(source, target / _name(source, ext, suffix), source.stem)]
+    _check(jobs)
+    return jobs
+
+
+def measure_jobs(jobs: list[Job]) -> tuple[list[Sized], list[tuple[Job, Refusal]]]:
+    """Sizes from the headers; what cannot even be opened is told before any computing."""
+    sized: list[Sized] = []
+    refused: list[tuple[Job, Refusal]] = []
+    for job in jobs:
+        found = _measured(job)
+        if isinstance(found, Sized):
+            sized.append(found)
+        else:
+            refused.append((job, found))
+    return sized, refused
+
+
+def _measured(job: Job) -> Sized | Refusal:
+    try:
+        return Sized(job, *image_size(job.input))
+    except Refusal as refusal:
+        return refusal
+
+
+def check_target(folder: Path) -> None:
+    """Refuse a place that cannot be written to before the first second of computing."""
+    probe = folder / ".write-test"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        cure = "choose another output folder, or mend its permissions"
+        raise Refusal(f"cannot be written to ({error.strerror})", where=folder, cure=cure) from None
+
+
+def _of_folder(source: Path, target: Path, ext: str, suffix: str) -> list[Job]:
+    if target.is_file() or (target.suffix.lower() in SUFFIXES and not target.is_dir()):
+        raise Refusal("is a file name, the input is a folder", where=target, cure="name a folder after -o")
+    inputs = list_images(source)
+    if target.resolve() != source.resolve():
+        # Outputs of an earlier run that lie below the inputs are not inputs.
+        inputs = [path for path in inputs if not path.resolve().is_relative_to(target.resolve())]
+    if not inputs:
+        raise Refusal("holds no images but those in the output folder", where=source, cure="check -i and -o")
+    return [
+        Job(path, target / path.relative_to(source).parent / _name(path, ext, suffix), _item(path, source))
+        for path in inputs
+    ]
+
+
+def _item(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _name(path: Path, ext: str, suffix: str) -> str:
+    return f"{path.stem}{suffix}{path.suffix if ext == AUTO else f'.{ext}'}"
+
+
+def _check(jobs: list[Job]) -> None:
+    inputs = {job.input.resolve() for job in jobs}
+    taken: dict[Path, Job] = {}
+    for job in jobs:
+        target = job.output.resolve()
+        if target in inputs:
+            raise Refusal("the output would overwrite this input", where=target, cure="choose another folder after -o")
+        if target in taken:
+            what = f"its output and that of {taken[target].input.name} are both {target.name}"
+            raise Refusal(what, where=job.input, cure="rename one of them, or leave --ext at auto")
+        taken[target] = job

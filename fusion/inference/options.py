@@ -1,0 +1,35 @@
+"""What the user chose for a run of inference, as one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fusion.inference.jobs import AUTO
+
+if TYPE_CHECKING:
+    from imaging.files import Depth
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tile` in LR pixels: None chooses by free memory, 0 runs images whole. `depth` None keeps the input's."""
+
+    tile: int | None = None
+    tta: bool = False
+    depth: Depth | None = None
+    budget: float | None = None
+    max_loss: float | None = None
+    ext: str = AUTO
+    suffix: str = ""
+    skip_existing: bool = False
+
+    def claim(self) -> dict[str, Any]:
+        """The options that decide pixels."""
+        chosen: dict[str, Any] = {"tile": AUTO if self.tile is None else self.tile, "tta": self.tta}
+        chosen["depth"] = AUTO if self.depth is None else self.depth
+        if self.budget is not None:
+            chosen["budget"] = self.budget
+        if self.max_loss is not None:
+            chosen["max_loss"] = self.max_loss
+        return chosen

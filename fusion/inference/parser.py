@@ -1,0 +1,94 @@
+"""The words of `infer.py`'s command line -> what is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion.inference.choice import DEFAULT
+from fusion.inference.command import Request
+from fusion.inference.jobs import AUTO
+from fusion.inference.options import Options
+from imaging.files import SUFFIXES
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    import argparse
+
+_DEPTHS = {AUTO: None, "8": 8, "16": 16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every option, in four groups; -i, -o, -n and -t are as in BasicSR and Real-ESRGAN."""
+    add = parser.add_argument_group("images").add_argument
+    add("-i", "--input", type=Path, metavar="IN", help="an image, or a folder of images (recursive)")
+    add("-o", "--output", type=Path, metavar="OUT", help="a folder, or for one image a file")
+    formats = [AUTO, *sorted(suffix[1:] for suffix in SUFFIXES)]
+    add("--ext", choices=formats, default=AUTO, help="format of the outputs; auto: that of each input")
+    add("--suffix", default="", help="added to each output's name")
+    add("--depth", choices=list(_DEPTHS), default=AUTO, help="bits per channel; auto: as the input")
+    add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
+    add = parser.add_argument_group("model").add_argument
+    add("-n", "--model", default=DEFAULT, help="default, none, a folder, a file, or a name on the Hub")
+    add("--experts", help="comma-separated names, files or images:FOLDER; any subset of those the model knows")
+    add("--config", type=Path, help="a YAML file with further experts")
+    add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")
+    add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the experts")
+    add("--compile", action="store_true", help="torch.compile the experts: slow to start, faster over many images")
+    add = parser.add_argument_group("computing").add_argument
+    add("-t", "--tile", default=AUTO, metavar="auto|N|0", help="tile in LR pixels; auto by memory; 0: whole images")
+    add("--tta", action="store_true", help="mean over eight flips and rotations: eight times the work")
+    add("--budget", type=float, metavar="SHARE", help="share of the experts' full cost to spend, 0 to 1")
+    add("--max-loss", type=float, metavar="DB", help="spend as little as costs no more than this, as predicted")
+    add("--budget-head", type=Path, metavar="FILE", help="what `python -m fusion fit-budget` wrote")
+    add = parser.add_argument_group("reporting").add_argument
+    add("--report", action="store_true", help="write OUT/report.html")
+    add("--hr", type=Path, metavar="DIR", help="the true images: the report then has PSNR and SSIM")
+    add("--submission", action="store_true", help="pack OUT/submission.zip, see `python -m fusion submit`")
+    add("--dry-run", action="store_true", help="say what it would take, write nothing")
+    add("--json", action="store_true", help="print one JSON document on stdout")
+    add("--verify", type=Path, metavar="FILE", help="tell whether an output came from these weights and options")
+
+
+def request_of(words: argparse.Namespace) -> Request:
+    """Check the words against each other."""
+    if words.verify is None and (words.input is None or words.output is None):
+        raise Refusal("needs -i IN and -o OUT", where="command line", cure="see python infer.py --help")
+    if words.hr is not None and not words.report:
+        raise Refusal("--hr is only read for a report", where="command line", cure="add --report")
+    chosen = [one for one in (words.budget, words.max_loss) if one is not None]
+    if len(chosen) == 2 or (chosen and words.budget_head is None) or (words.budget_head and not chosen):
+        cure = "give --budget-head FILE and either --budget SHARE or --max-loss DB"
+        raise Refusal("the budget is not told completely", where="command line", cure=cure)
+    if words.budget is not None and not 0 < words.budget <= 1:
+        raise Refusal(f"--budget {words.budget} is no share", where="command line", cure="give more than 0, up to 1")
+    options = Options(
+        tile=_tile(words.tile),
+        tta=words.tta,
+        depth=_DEPTHS[words.depth],
+        budget=words.budget,
+        max_loss=words.max_loss,
+        ext=words.ext,
+        suffix=words.suffix,
+        skip_existing=words.skip_existing,
+    )
+    return Request(
+        words.input,
+        words.output,
+        options,
+        report=words.report,
+        hr=words.hr,
+        submission=words.submission,
+        dry_run=words.dry_run,
+        as_json=words.json,
+        verify=words.verify,
+        budget_head=words.budget_head,
+    )
+
+
+def _tile(word: str) -> int | None:
+    if word == AUTO:
+        return None
+    if not word.isdigit():
+        raise Refusal(f"--tile {word}", where="command line", cure="give auto, a number of LR pixels, or 0")
+    return int(word)

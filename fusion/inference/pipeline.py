@@ -1,0 +1,221 @@
+"""Jobs and an ensemble -> images on disk: while one image is computed, the next is read and the last one written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from fusion.inference.elastic import Elastic
+from fusion.inference.ensemble import EIGHTFOLD, PLAIN, SCALE, answer_tile
+from fusion.inference.jobs import Job, Sized, measure_jobs
+from fusion.inference.provenance import KEY, is_current, make_claim, write_record
+from fusion.inference.sink import DiskFull, Sink
+from fusion.inference.source import Source, file_sha256, read_source
+from fusion.inference.upscale import Grid, channels_of, upscale
+from imaging.atomic import remove_dead_temporaries
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from fusion.inference.budget_run import Buyer
+    from fusion.inference.ensemble import Ensemble
+    from fusion.inference.gallery import Gallery
+    from fusion.inference.options import Options
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What a run has to say: the files written and skipped, the images that failed and why, events on the way."""
+
+    written: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: dict[Path, Refusal] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    megapixels: float = 0.0  # of output
+    plans: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "written": [str(path) for path in self.written],
+            "skipped": [str(path) for path in self.skipped],
+            "failed": {str(path): f"{one.what}; {one.cure}" for path, one in self.failed.items()},
+            "events": self.events,
+            "seconds": round(self.seconds, 3),
+            "output_megapixels": round(self.megapixels, 6),
+            **({"plans": self.plans} if self.plans else {}),
+        }
+
+
+@dataclass
+class _Open:
+    """An image whose last rows are on their way to the disk."""
+
+    job: Job
+    sink: Sink
+    claim: dict[str, Any]
+    seen: dict[str, Any]
+    megapixels: float
+
+
+class Pipeline:
+    """One run over many images; `tile` is settled before (0: whole images)."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        options: Options,
+        tile: int,
+        gallery: Gallery | None = None,
+        buyer: Buyer | None = None,
+    ) -> None:
+        self.ensemble, self.options, self.tile = ensemble, options, tile
+        self._gallery, self._buyer = gallery, buyer
+        turns = EIGHTFOLD if options.tta else PLAIN
+        if buyer is not None:
+            ask = partial(buyer.answer, ensemble, turns=turns, maps=gallery is not None)
+        else:
+            ask = partial(answer_tile, ensemble, turns=turns, maps=gallery is not None)
+        self._elastic = Elastic(ask, ensemble.margin, ensemble.multiple)
+        self.outcome = Outcome(events=self._elastic.events)
+
+    def run(self, jobs: Sequence[Job]) -> Outcome:
+        """Make every image that can be made; the rest is listed."""
+        for folder in {job.output.parent for job in jobs if job.output.parent.is_dir()}:
+            remove_dead_temporaries(folder)
+        began = time.perf_counter()
+        sized, refused = measure_jobs([job for job in jobs if not self._skips(job)])
+        for job, refusal in refused:
+            self._fail(job, refusal)
+        pixels = sum(one.height * one.width for one in sized)
+        bar = tqdm(total=pixels * SCALE**2 / 1e6, unit="MP", desc="upscale", bar_format=_BAR)
+        with bar, ThreadPoolExecutor(1, "read") as reader:
+            self._make_all(sized, reader, bar)
+        self.outcome.seconds = time.perf_counter() - began
+        return self.outcome
+
+    def claim(self, input_sha256: str) -> dict[str, Any]:
+        """What an image made now would carry."""
+        return make_claim(input_sha256, self.ensemble.identity, self.options.claim())
+
+    def _skips(self, job: Job) -> bool:
+        if not self.options.skip_existing or not job.output.is_file():
+            return False
+        current = is_current(job.output, self.claim(file_sha256(job.input)))
+        if current:
+            self.outcome.skipped.append(job.output)
+        else:
+            log.info("%s: exists, but was not made by these weights and options; made again", job.output)
+        return current
+
+    def _make_all(self, sized: Sequence[Sized], reader: ThreadPoolExecutor, bar: tqdm) -> None:
+        previous: _Open | None = None
+        try:
+            for number, (one, reading) in enumerate(_read_ahead(sized, reader), 1):
+                progress = _Progress(bar, f"image {number}/{len(sized)}", one)
+                try:
+                    current = self._make(one.job, reading.result(), progress)
+                except DiskFull:
+                    raise
+                except Refusal as refusal:
+                    self._fail(one.job, refusal)
+                    continue
+                previous, settled = current, previous
+                self._settle(settled)
+        finally:
+            self._settle(previous)
+
+    def _make(self, job: Job, source: Source, progress: _Progress) -> _Open:
+        """Compute one image; its last rows may still be on their way when this returns."""
+        began = time.perf_counter()
+        claim = self.claim(source.sha256)
+        depth = self.options.depth or source.depth
+        tile = min(self.tile, self._elastic.limit or self.tile) if self.tile else 0
+        grid = Grid.of(source.height, source.width, tile, self.ensemble.margin, self.ensemble.multiple)
+        progress.tiles = len(grid)
+        if self._buyer is not None:
+            self.outcome.plans[job.item] = self._buyer.plan(self.ensemble, source, job.item, grid)
+        page = self._gallery.start(job, source, claim) if self._gallery else None
+        size = {"height": SCALE * source.height, "width": SCALE * source.width, "channels": channels_of(source)}
+        text = {KEY: json.dumps(claim)}
+        sink = Sink(job.output, **size, depth=depth, icc=source.icc, text=text)
+        try:
+            upscale(
+                source,
+                job.item,
+                grid,
+                self._elastic,
+                sink,
+                self.ensemble.device,
+                depth=depth,
+                collector=page,
+                tick=progress.tick,
+            )
+        except BaseException:
+            sink.abandon()
+            raise
+        seconds = time.perf_counter() - began
+        seen = {"tile": tile, "tiles": len(grid), "seconds": round(seconds, 3), "events": list(self._elastic.events)}
+        if page is not None:
+            page.finish(seen, self.outcome.plans.get(job.item))
+        return _Open(job, sink, claim, seen, progress.megapixels)
+
+    def _settle(self, finished: _Open | None) -> None:
+        """Wait for the disk; then the record beside the image."""
+        if finished is None:
+            return
+        try:
+            finished.sink.result()
+            write_record(finished.job.output, finished.claim, finished.seen)
+        except DiskFull:
+            raise
+        except Refusal as refusal:
+            self._fail(finished.job, refusal)
+            return
+        self.outcome.written.append(finished.job.output)
+        self.outcome.megapixels += finished.megapixels
+
+    def _fail(self, job: Job, refusal: Refusal) -> None:
+        log.error("%s", refusal)
+        self.outcome.failed[job.input] = refusal
+
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
+
+
+class _Progress:
+    """One image's share of the bar: images, tiles, output megapixels per second, and how long it will take."""
+
+    def __init__(self, bar: tqdm, which: str, one: Sized) -> None:
+        self._bar, self._which = bar, which
+        self.megapixels = one.height * one.width * SCALE**2 / 1e6
+        self.tiles, self._done = 1, 0
+
+    def tick(self) -> None:
+        """One tile is done; tiles overlap, so each adds its share of the image."""
+        self._done += 1
+        self._bar.set_postfix_str(f"{self._which}, tile {self._done}/{self.tiles}", refresh=False)
+        self._bar.update(min(self.megapixels / self.tiles, self._bar.total - self._bar.n))  # not past it by rounding
+
+
+def _read_ahead(sized: Sequence[Sized], reader: ThreadPoolExecutor) -> Iterator[tuple[Sized, Future[Source]]]:
+    """Each image with its reading already under way, the next one's too."""
+    pending: Future[Source] | None = None
+    for index, one in enumerate(sized):
+        reading = pending or reader.submit(read_source, one.job.input)
+        following = sized[index + 1 : index + 2]
+        pending = reader.submit(read_source, following[0].job.input) if following else None
+        yield one, reading

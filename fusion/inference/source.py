@@ -1,0 +1,90 @@
+"""An image file -> its whole levels, a quarter of the memory of floats, cut into float windows when asked.
+
+Axes: B batch (1), C colour, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from imaging.files import read_raster
+from imaging.resize import resize_bicubic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from imaging.files import Depth
+
+SCALE = 4
+_CONTEXT = 4  # LR pixels that bicubic interpolation sees beyond a band; 2 would do
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image, read: levels_HWC of one (grey) or three colours, alpha_HW or None, in uint8 or uint16."""
+
+    path: Path
+    levels_HWC: np.ndarray
+    alpha_HW: np.ndarray | None
+    icc: bytes | None
+    sha256: str
+
+    @property
+    def height(self) -> int:
+        """In LR pixels."""
+        return self.levels_HWC.shape[0]
+
+    @property
+    def width(self) -> int:
+        """In LR pixels."""
+        return self.levels_HWC.shape[1]
+
+    @property
+    def depth(self) -> Depth:
+        """Bits per channel."""
+        return 16 if self.levels_HWC.dtype == np.uint16 else 8
+
+    @property
+    def grey(self) -> bool:
+        """One colour channel?"""
+        return self.levels_HWC.shape[2] == 1
+
+    def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        """lr_BCHW, (1, 3, H, W) float32 in [0, 1]."""
+        rgb_HWC = _unit_range(self.levels_HWC[top:bottom, left:right])
+        return rgb_HWC.permute(2, 0, 1).expand(3, -1, -1).contiguous()[None]
+
+    def alpha_rows(self, first: int, count: int) -> Tensor:
+        """(count, 4W) float32 rows of the enlarged transparency: bicubic, apart from the colours."""
+        assert self.alpha_HW is not None
+        top = max(0, first // SCALE - _CONTEXT)
+        bottom = min(self.height, -(-(first + count) // SCALE) + _CONTEXT)
+        part_11HW = _unit_range(self.alpha_HW[top:bottom])[None, None]
+        large_HW = resize_bicubic(part_11HW, scale=SCALE)[0, 0]
+        return large_HW[first - SCALE * top : first - SCALE * top + count]
+
+
+def read_source(path: Path) -> Source:
+    """Read one file; whatever is wrong with it is a Refusal."""
+    raster, icc = read_raster(path)
+    return Source(path, raster.levels_HWC, raster.alpha_HW, icc, file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """The file's hash."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unit_range(levels: np.ndarray) -> Tensor:
+    return torch.from_numpy(levels.astype(np.float32)) / float(np.iinfo(levels.dtype).max)

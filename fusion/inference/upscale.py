@@ -1,0 +1,105 @@
+"""One image's levels -> tiles -> answers -> finished rows into a sink; memory does not grow with the image's height.
+
+Axes: B batch (1), C channels, K layers (the image's three, then maps), H and W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from fusion.inference.assemble import assemble
+from fusion.inference.ensemble import SCALE, Place
+from fusion.inference.tiles import plan_spans
+from imaging.files import grey_plane, quantize_u8, quantize_u16
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from fusion.inference.elastic import Elastic
+    from fusion.inference.sink import Sink
+    from fusion.inference.source import Source
+    from fusion.inference.tiles import Span
+    from imaging.files import Depth
+
+
+class Collector(Protocol):
+    """Whoever wants to see the layers of an image as they are finished (the report)."""
+
+    def add(self, band_KHW: Tensor) -> None:
+        """The next rows: float, not clamped, the image's three layers first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of one image."""
+
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
+
+    @classmethod
+    def of(cls, height: int, width: int, tile: int, margin: int, multiple: int) -> Grid:
+        """Plan; a `tile` of 0 is the whole image."""
+        rows, columns = (plan_spans(side, tile, margin, multiple) for side in (height, width))
+        return cls(tuple(rows), tuple(columns))
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+def channels_of(source: Source) -> int:
+    """Channels of the output file: as the input's."""
+    return (1 if source.grey else 3) + (source.alpha_HW is not None)
+
+
+def upscale(
+    source: Source,
+    item: str,
+    grid: Grid,
+    elastic: Elastic,
+    sink: Sink,
+    device: torch.device,
+    *,
+    depth: Depth,
+    collector: Collector | None = None,
+    tick: Callable[[], object],
+) -> None:
+    """Run every tile and hand finished rows on; `tick` is called after each tile."""
+
+    def ask(row: Span, column: Span) -> Tensor:
+        lr_BCHW = source.window(row.start, row.stop, column.start, column.stop).to(device)
+        place = Place(item, row.start, column.start, source.height, source.width)
+        layers_KHW = elastic.run(lr_BCHW, place).cpu()
+        tick()
+        return layers_KHW
+
+    def finish(part_KHW: Tensor) -> Tensor:
+        # With a collector the floats are still needed; without, levels are all that is kept.
+        return part_KHW if collector is not None else to_levels(part_KHW, depth, grey=source.grey)
+
+    done = 0
+    for band_KHW in assemble(grid.rows, grid.columns, ask, finish):
+        if collector is not None:
+            collector.add(band_KHW)
+            band_KHW = to_levels(band_KHW[:3], depth, grey=source.grey)
+        if source.alpha_HW is not None:
+            alpha_1HW = _quantized(source.alpha_rows(done, band_KHW.shape[-2])[None], depth)
+            band_KHW = torch.cat([band_KHW, alpha_1HW])
+        done += band_KHW.shape[-2]
+        sink.put(band_KHW)
+    assert done == SCALE * source.height
+    sink.close()
+
+
+def to_levels(rgb_CHW: Tensor, depth: Depth, *, grey: bool) -> Tensor:
+    """Clamped and rounded, once: uint8, or int32 holding 16 bits; one channel for grey files."""
+    return _quantized(grey_plane(rgb_CHW) if grey else rgb_CHW, depth)
+
+
+def _quantized(x: Tensor, depth: Depth) -> Tensor:
+    return quantize_u8(x) if depth == 8 else quantize_u16(x)

@@ -1,0 +1,170 @@
+"""Images, experts and a fusion model -> better images, four times as large. The rooms meet here."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from functools import lru_cache
+from math import lcm
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cache_tools.dihedral import transform
+from experts.open import find_device, open_experts
+from experts.run import NetworkExpert
+from experts.weights import pretrained_folder
+from fusion.inference.choice import DEFAULT, Choice, choose
+from fusion.inference.command import Request, carry_out
+from fusion.inference.ensemble import SCALE, Answer, Ensemble, Place, plain_mean
+from fusion.inference.memory import keep_heap_small
+from fusion.inference.model import FUSION_MARGIN, FUSION_MULTIPLE, fuse_with, model_sha256
+from fusion.inference.options import Options
+from fusion.inference.parser import add_arguments, request_of
+from imaging.command import run
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from experts.spec import Expert, Precision
+    from fusion.inference.ensemble import Ask
+
+log = logging.getLogger(__name__)
+FOLDER_MARGIN = 0  # images that are looked up need no surroundings
+
+
+def main(
+    model_dir: str | Path | None,
+    input_path: str | Path,
+    output_path: str | Path,
+    device: str | torch.device | None = None,
+) -> int:
+    """The entry point that the NTIRE toolkit's test.py calls; None for the model means the default."""
+    ensemble = build(str(model_dir or DEFAULT), None, device=str(device or best_device()))
+    request = Request(Path(input_path), Path(output_path), Options(ext="png"))
+    return carry_out(request, ensemble)
+
+
+def command_line(arguments: Sequence[str]) -> int:
+    """Parse, build, call."""
+    parser = argparse.ArgumentParser(prog="infer.py", description="upscale images four times by fused experts")
+    add_arguments(parser)
+    words = parser.parse_args(arguments)
+    keep_heap_small()
+    request = request_of(words)
+    ensemble = build(
+        words.model,
+        words.experts.split(",") if words.experts else None,
+        device=words.device or best_device(),
+        precision=words.precision,
+        config=words.config,
+        compiled=words.compile,
+    )
+    return carry_out(request, ensemble)
+
+
+def build(
+    model: str,
+    wanted: Sequence[str] | None,
+    *,
+    device: str,
+    precision: Precision = "fp32",
+    config: Path | None = None,
+    compiled: bool = False,
+) -> Ensemble:
+    """Open the experts, load the fusion model, check that they belong together."""
+    choice = choose(model, wanted, pretrained_folder())
+    where = find_device(device)
+    experts = open_experts(choice.experts, device=where, precision=precision, config=config)
+    fusion = choice.fusion
+    if fusion is not None:
+        fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
+        fusion.to(where)
+    elif len(experts) > 1:
+        log.warning("no fusion model: the plain mean of %s", ", ".join(one.name for one in experts))
+    networks = [one for one in experts if isinstance(one, NetworkExpert)]
+    if compiled:
+        for one in networks:
+            compile_network(one)
+    multiples = [one.padding.multiple for one in networks]
+    return Ensemble(
+        experts={one.name: ask_of(one) for one in experts},
+        fuse=plain_mean if fusion is None else fuse_with(fusion),
+        margin=max([one.spec.overlap for one in networks] + [FOLDER_MARGIN]) + (FUSION_MARGIN if fusion else 0),
+        multiple=lcm(*multiples, FUSION_MULTIPLE if fusion else 1),
+        identity={
+            "experts": {one.name: _identity(one) for one in experts},
+            "fusion": _fusion(choice, len(experts)),
+            **({"compiled": True} if compiled else {}),  # sums in another order: equal only up to rounding
+        },
+        device=where,
+        can_probe=len(networks) == len(experts),
+        has_difficulty=fusion is not None and fusion.gating is not None and fusion.record.verdict != "base",
+    )
+
+
+def ask_of(expert: Expert) -> Ask:
+    """An expert -> the callable that inference knows: networks run, folders of images are looked up and cut."""
+    if isinstance(expert, NetworkExpert):
+
+        def run_network(lr_BCHW: Tensor, place: Place, _turn: int) -> Answer:
+            output = expert.run(lr_BCHW, [place.item])
+            return Answer(output.sr_BCHW, output.feat_BCHW)
+
+        return run_network
+
+    @lru_cache(maxsize=1)
+    def looked_up(item: str, height: int, width: int) -> Answer:
+        output = expert.run(torch.zeros(1, 3, height, width), [item])
+        return Answer(output.sr_BCHW, output.feat_BCHW)
+
+    def cut(lr_BCHW: Tensor, place: Place, turn: int) -> Answer:
+        height, width = transform(lr_BCHW, 1).shape[-2:] if turn % 2 else lr_BCHW.shape[-2:]
+        sr_BCHW, feat_BCHW = looked_up(place.item, place.height, place.width)
+        rows, columns = slice(place.top, place.top + height), slice(place.left, place.left + width)
+        large = tuple(slice(SCALE * part.start, SCALE * part.stop) for part in (rows, columns))
+        feat = None if feat_BCHW is None else transform(feat_BCHW[..., rows, columns], turn)
+        return Answer(transform(sr_BCHW[(..., *large)], turn), feat)
+
+    return cut
+
+
+def compile_network(expert: NetworkExpert) -> None:
+    """torch.compile the network's parts one by one, all but the one that is listened to."""
+    if expert.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise Refusal("needs a C++ compiler on the CPU", where="--compile", cure="install g++, or leave it out")
+    tapped = expert.tap.module.split(".")[0] if expert.tap else None
+    for name, part in expert.network.named_children():
+        if name != tapped:
+            for layer in part if isinstance(part, torch.nn.ModuleList) else (part,):
+                layer.compile(dynamic=True)
+
+
+def best_device() -> str:
+    """CUDA where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _identity(expert: Expert) -> dict[str, Any]:
+    identity = asdict(expert.identity)
+    del identity["name"], identity["tiling"]  # the key says the one, the options of the run the other
+    return identity
+
+
+def _fusion(choice: Choice, experts: int) -> dict[str, Any]:
+    """Which model fused: by content, so that a moved file is the same model."""
+    if choice.fusion is None:
+        return {"kind": "one expert" if experts == 1 else "plain mean"}
+    return {"kind": "fusion", "verdict": choice.fusion.record.verdict, "sha256": model_sha256(choice.fusion)}
+
+
+if __name__ == "__main__":
+    sys.exit(run(command_line))
