@@ -6,16 +6,18 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experts.load import load_network
 from experts.open import spec_of
 from experts.weights import read_state_file, require_weights, verify
 from imaging import atomic
+from imaging.files import inside
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from experts.catalog import Catalog
     from experts.load import LoadedNetwork
     from experts.spec import ExpertSpec, WeightsSource
@@ -81,10 +83,3 @@ def write_record(final: Path, record: Record) -> None:
 def record_path(weights: Path) -> Path:
     """`x.safetensors` -> `x.safetensors.json`."""
     return weights.with_name(weights.name + ".json")
-
-
-def inside(folder: Path, name: str) -> Path:
-    """A plain file name -> its place in the folder; a name that leads elsewhere is refused."""
-    if not name or name in (".", "..") or Path(name).name != name or "\0" in name:
-        raise Refusal(f"'{name}' is not a plain file name", where=folder, cure="give the file a plain name")
-    return folder / name

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 from tqdm import tqdm
 
 from imaging import atomic
+from imaging.files import inside
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def fetch(spec: ExpertSpec, folder: Path, *, pause: float = PAUSE_SECONDS) -> tu
         raise Refusal(f"'{spec.name}' has no address to fetch from", where=where, cure=cure)
     if urlparse(source.url).scheme not in ("http", "https"):
         raise Refusal("is not an http address", where=source.url, cure="correct the url")
-    final = folder / source.file
+    final = inside(folder, source.file)
     partial = final.with_name(f".{final.name}.part")
     folder.mkdir(parents=True, exist_ok=True)
     _download(source.url, partial, pause)

@@ -155,6 +155,13 @@ def test_trouble_that_passes_is_waited_out_and_trouble_that_stays_is_named(serve
         fetch(server, tmp_path / "other")
 
 
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(server: Server, tmp_path: Path) -> None:
+    for name in ("../file.bin", "/file.bin", "a/../../file.bin"):
+        with pytest.raises(Refusal, match="leads out|absolute"):
+            fetch(server, tmp_path / "w", file=name)
+    assert server.behaviour.asked == []
+
+
 def test_no_address_no_other_scheme_no_server(server: Server, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="no address"):
         fetch(server, tmp_path, url=None)
