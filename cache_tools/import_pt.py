@@ -6,7 +6,6 @@ float in [0, 1] or uint8. They say nothing about weights, and the cache records 
 
 from __future__ import annotations
 
-import pickle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +25,7 @@ from cache_tools.writer import ItemWriter, open_store
 from experts.spec import SCALE, ExpertOutput
 from imaging.files import quantize_u8
 from imaging.refusal import Refusal
+from imaging.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,11 +77,8 @@ def import_pt(
 def _read(path: Path) -> dict[str, Any]:
     """Only tensors and plain containers are unpickled: such a file cannot run code."""
     cure = "expected lr, hr, expert_imgs, expert_feats"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise Refusal(f"cannot be loaded safely ({error})", where=path, cure=cure) from None
-    if not isinstance(content, dict) or not {"lr", "hr", "expert_imgs"} <= set(content):
+    content = load_tensors(path, cure=cure)
+    if not {"lr", "hr", "expert_imgs"} <= set(content):
         raise Refusal("is not of the per-image layout", where=path, cure=cure)
     tables = [content["expert_imgs"], content.get("expert_feats", {})]
     if not all(isinstance(table, dict) and all(map(torch.is_tensor, table.values())) for table in tables):

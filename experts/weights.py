@@ -6,17 +6,15 @@ import hashlib
 import json
 import logging
 import os
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from imaging.refusal import Refusal
+from imaging.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from experts.spec import ExpertSpec, WeightsSource
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_PICKLE_CURE = "ask its author for a .safetensors file, or fetch it again"
 HYPERPARAMETERS_KEY = "hyperparameters"
 ARCHITECTURE_KEY = "architecture"
 
@@ -106,7 +105,7 @@ def read_state_file(path: Path, sha256: str | None = None) -> StateFile:
     if suffix == ".safetensors":
         tensors, header = _read_safetensors(path)
     elif suffix in SUFFIXES:
-        tensors, header = _read_pickled(path), {}
+        tensors, header = load_tensors(path, cure=_PICKLE_CURE), {}
     else:
         raise Refusal(f"'{suffix}' is not a weights format", where=path, cure=f"use one of {', '.join(SUFFIXES)}")
     return StateFile(path, tensors, header, sha256 or file_sha256(path))
@@ -135,24 +134,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             return tensors, dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise Refusal(f"is damaged or not safetensors ({error})", where=path, cure="fetch it again") from None
-
-
-def _read_pickled(path: Path) -> dict[str, Any]:
-    """torch's weights-only unpickler: tensors and plain containers; anything else in the pickle is refused, not run."""
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise Refusal(
-            "is damaged, or holds more than tensors and was not opened, since that could run foreign code",
-            where=path,
-            cure="ask its author for a .safetensors file, or fetch it again",
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError, zipfile.BadZipFile) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refusal(f"cannot be read as weights ({first[:120]})", where=path, cure="fetch it again") from None
-    if not isinstance(document, dict):
-        raise Refusal(f"holds a {type(document).__name__}, not named tensors", where=path, cure="give a state dict")
-    return document
 
 
 def _bar(name: str, total: int) -> tqdm:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from experts.catalog import built_in_catalog
@@ -138,6 +140,14 @@ def test_a_pickle_that_would_run_code_does_not(suffix: str, how: str, tmp_path: 
     with pytest.raises(Refusal, match="safetensors"):
         read_state_file(path)
     assert not target.exists()
+
+
+@given(data=st.binary(min_size=1, max_size=40), opcode=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"broken"]))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_arbitrary_bytes_are_refused_and_nothing_else(data: bytes, opcode: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.pth").write_bytes(opcode + data)
+    with pytest.raises(Refusal):
+        read_state_file(tmp_path / "m.pth")
 
 
 def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from imaging.refusal import Refusal
+from imaging.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +45,9 @@ def pretrained_folder() -> Path:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict in safetensors or torch's format; only tensors are unpickled."""
+    if path.suffix != ".safetensors":
+        return load_tensors(path, cure="get it again")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         raise Refusal(f"cannot be read as weights ({type(error).__name__})", where=path, cure="get it again") from None
-    if not isinstance(document, dict):
-        raise Refusal("does not hold named tensors", where=path, cure="give a state dict")
-    return document
