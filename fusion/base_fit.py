@@ -1,7 +1,9 @@
-"""A stream of (experts' images, high-resolution image) pairs -> the least-squares base, in one pass.
+"""A stream of (experts' images, high-resolution image, LR image) -> the least-squares base, in one pass.
 
 Only sums of products are kept: one Gram matrix of the experts' errors per fold. Items go to folds in turn, so that
-held-out data can say whether weights per frequency band beat plain weights per expert.
+held-out data can say whether weights per frequency band beat plain weights per expert, and whether pulling the blend
+towards the LR image (fusion/network/back_projection.py) beats leaving it alone. For experts that undo more than a
+bicubic downscale it does not, and the strength stays 0.
 Axes: E experts, K = 3 bands, C = 3 colours, H and W of the high-resolution image, N = 3 H W values.
 """
 
@@ -15,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.network.back_projection import certain, enlarge
 from fusion.network.base import WHOLE, BaseRecord, solve_weights
 from fusion.network.base_bands import BAND_NAMES, split_bands
+from fusion.network.parts import SCALE
 from imaging.refusal import Refusal
+from imaging.resize import downscale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,8 +52,10 @@ class BaseFit:
         side = len(self.experts), len(BAND_NAMES)
         self._products = np.zeros((folds, *side, *side))
         self._values = np.zeros(folds)
+        # Of each expert's error and of the pull that would answer it: mean products of pulls with errors, with pulls.
+        self._pulls = np.zeros((folds, 2, len(self.experts), len(self.experts)))
 
-    def add(self, sr_ECHW: Tensor, hr_CHW: Tensor) -> None:
+    def add(self, sr_ECHW: Tensor, hr_CHW: Tensor, lr_CHW: Tensor | None = None) -> None:
         """One item: float images in [0, 1], or uint8. The experts are in the order given at the start."""
         sr_ECHW, hr_CHW = _floats(sr_ECHW), _floats(hr_CHW).to(sr_ECHW.device)
         self._check(sr_ECHW, hr_CHW)
@@ -58,6 +65,8 @@ class BaseFit:
         fold = self.items % len(self._values)
         self._products[fold] += (errors_XN @ errors_XN.T).cpu().numpy().reshape(self._products.shape[1:])
         self._values[fold] += errors_XN.shape[1]
+        if lr_CHW is not None:
+            self._add_pull(fold, sr_ECHW, hr_CHW, _floats(lr_CHW).to(sr_ECHW.device))
         self.items += 1
 
     def record(self, source: str = "") -> BaseRecord:
@@ -68,16 +77,19 @@ class BaseFit:
         if not np.isfinite(gram).all():
             raise Refusal("the errors are not finite", where="base", cure="verify the cache")
         choice, report = self._choose()
+        strength, pulled = self._choose_pull(CANDIDATES[choice])
         side = len(self.experts) * len(BAND_NAMES)
         record = BaseRecord(
             experts=self.experts,
             gram=tuple(map(tuple, gram.reshape(side, side).tolist())),
             groups=CANDIDATES[choice],
+            back_projection=strength,
             items=self.items,
             source=source,
-            held_out=report,
+            held_out=report | pulled,
         )
-        logger.info("base of %d items: %s, %s", self.items, choice, record.solve(self.experts))
+        weights = record.solve(self.experts)
+        logger.info("base of %d items: %s, %s, back-projection %.3f", self.items, choice, weights, strength)
         return record
 
     def _choose(self) -> tuple[str, dict[str, float]]:
@@ -97,6 +109,43 @@ class BaseFit:
         }
         choice = min((name for name in CANDIDATES if wins[name]), key=total.__getitem__, default="whole")
         return choice, {name: _psnr(error) for name, error in (total | self._simple()).items()}
+
+    def _add_pull(self, fold: int, sr_ECHW: Tensor, hr_CHW: Tensor, lr_CHW: Tensor) -> None:
+        """Linear in the experts where the LR image is not clipped, so that any blend's pull is the blend of theirs."""
+        inner = slice(self.border, -self.border or None)
+        lack_ECHW = (lr_CHW - downscale(sr_ECHW, SCALE)) * certain(lr_CHW[None])
+        pulls_EN = enlarge(lack_ECHW)[..., inner, inner].flatten(1).double()
+        errors_EN = (sr_ECHW - hr_CHW)[..., inner, inner].flatten(1).double()
+        self._pulls[fold, 0] += (pulls_EN @ errors_EN.T).cpu().numpy()
+        self._pulls[fold, 1] += (pulls_EN @ pulls_EN.T).cpu().numpy()
+
+    def _choose_pull(self, groups: Groups) -> tuple[float, dict[str, float]]:
+        """The best strength, if strengths fitted on the other folds win in all folds but one; else none.
+
+        What is missing at LR size lies in the low band, so that band's weights stand for the blend.
+        """
+        folds = range(len(self._values))
+        if not self._pulls.any() or self.items < 2 * len(folds):
+            return 0.0, {}
+        won, total = 0, 0.0
+        for fold in folds:
+            others = [other for other in folds if other != fold]
+            weights_GE = solve_weights(self._mean(others), groups)
+            own = self._pull_terms([fold], weights_GE[0])
+            strength = _strength(*self._pull_terms(others, weights_GE[0]))
+            gain = -(2 * strength * own[0] + strength**2 * own[1])
+            error = self._held_out(fold, groups)
+            won += gain > 0
+            total += (error - gain) * self._values[fold] / self._values.sum()
+        weights_E = solve_weights(self._mean(folds), groups)[0]
+        strength = _strength(*self._pull_terms(folds, weights_E)) if won >= len(folds) - 1 else 0.0
+        return strength, {"back-projected": _psnr(total)} if strength else {}
+
+    def _pull_terms(self, folds: Iterable[int], weights_E: np.ndarray) -> tuple[float, float]:
+        """Mean product of a blend's pull with its error, and with itself."""
+        chosen = list(folds)
+        mean = self._pulls[chosen].sum(axis=0) / self._values[chosen].sum()
+        return float(weights_E @ mean[0] @ weights_E), float(weights_E @ mean[1] @ weights_E)
 
     def _held_out(self, fold: int, groups: Groups) -> float:
         """Mean squared error on one fold of the weights fitted on the others."""
@@ -131,18 +180,26 @@ class BaseFit:
 
 
 def fit_base(
-    pairs: Iterable[tuple[Tensor, Tensor]],
+    items: Iterable[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]],
     experts: Sequence[str],
     *,
     border: int = BORDER,
     folds: int = FOLDS,
     source: str = "",
 ) -> BaseRecord:
-    """Pairs (sr_ECHW, hr_CHW), read once and not kept -> the base. `source` says on what it was fitted."""
+    """Items (sr_ECHW, hr_CHW, lr_CHW), read once and not kept -> the base. `source` says on what it was fitted.
+
+    Without LR images no back-projection is fitted.
+    """
     fit = BaseFit(experts, border=border, folds=folds)
-    for sr_ECHW, hr_CHW in pairs:
-        fit.add(sr_ECHW, hr_CHW)
+    for item in items:
+        fit.add(*item)
     return fit.record(source)
+
+
+def _strength(product: float, power: float) -> float:
+    """The least-squares strength of a pull; nothing is ever pushed away from its LR image, nor pulled beyond twice."""
+    return min(max(-product / power, 0.0), 2.0) if power else 0.0
 
 
 def _error(gram_EKEK: np.ndarray, weights_GE: np.ndarray, groups: Groups) -> float:

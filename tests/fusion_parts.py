@@ -66,12 +66,14 @@ def small_model(seed: int = 0, base: BaseRecord | None = None, **changes: Any) -
     return FusionSR(small_settings(**changes), base)
 
 
-def random_record(names: Sequence[str], seed: int = 0, groups: tuple[tuple[int, ...], ...] = WHOLE) -> BaseRecord:
+def random_record(
+    names: Sequence[str], seed: int = 0, groups: tuple[tuple[int, ...], ...] = WHOLE, pull: float = 0.0
+) -> BaseRecord:
     """A base as if fitted: a random positive definite Gram matrix."""
     side = 3 * len(names)
     factor = np.random.default_rng(seed).normal(size=(side, 2 * side))
     gram = tuple(map(tuple, (factor @ factor.T / side).tolist()))
-    return BaseRecord(experts=tuple(names), gram=gram, groups=groups, items=7, source="noise")
+    return BaseRecord(experts=tuple(names), gram=gram, groups=groups, back_projection=pull, items=7, source="noise")
 
 
 def batch_for(

@@ -58,7 +58,7 @@ def test_real_images_keep_their_brightness_and_gain(shared_data: Path) -> None:
     model = small_model(base=base, slots=[ExpertSlot(name=name, channels=0) for name in REAL_EXPERTS])
     lr, sr, hr = (torch.stack([item[part] for item in items]).float() / 255 for part in range(3))
     lr, sr, hr = lr[..., 8:40, 8:40], sr[..., 32:160, 32:160], hr[..., 32:160, 32:160]
-    base_BCHW = model.base(sr, REAL_EXPERTS)
+    base_BCHW = model.base(lr, sr, REAL_EXPERTS)
     errors, shifts = [], []
     for image in train(model, lr, sr, None, hr, 25):
         errors.append((image - hr).square().mean().item())
@@ -88,7 +88,7 @@ def test_untrained_it_is_the_base_under_autocast_too() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = model(lr, sr, feats)
         output.image_BCHW.sum().backward()
-    assert torch.equal(output.image_BCHW, model.base(sr, model.settings.names))
+    assert torch.equal(output.image_BCHW, model.base(lr, sr, model.settings.names))
 
 
 # Graph capture and autograd as torch.compile does them; building the C++ of the last step takes minutes on a CPU.

@@ -24,13 +24,14 @@ SUBSETS = [names for size in (1, 2, 3) for names in combinations(NAMES, size)]
 
 
 @pytest.mark.parametrize("groups", [((0, 1, 2),), ((0,), (1, 2))])
+@pytest.mark.parametrize("pull", [0.0, 1.07])
 @pytest.mark.parametrize("train", [True, False])
-def test_untrained_it_is_the_base_bit_for_bit(groups: tuple[tuple[int, ...], ...], train: bool) -> None:
-    model = small_model(base=random_record(NAMES, groups=groups)).train(train)
+def test_untrained_it_is_the_base_bit_for_bit(groups: tuple[tuple[int, ...], ...], pull: float, train: bool) -> None:
+    model = small_model(base=random_record(NAMES, groups=groups, pull=pull)).train(train)
     lr, sr, feats = batch_for(model.settings)
     output = model(lr, sr, feats)
-    assert torch.equal(output.image_BCHW, model.base(sr, NAMES))
-    if len(groups) == 1:
+    assert torch.equal(output.image_BCHW, model.base(lr, sr, NAMES))
+    if len(groups) == 1 and not pull:
         first, second, third = model.base.weights(NAMES)[0]
         assert torch.equal(output.image_BCHW, sr[:, 0] * first + sr[:, 1] * second + sr[:, 2] * third)
     assert all(part.abs().max() == 0 for part in output.contributions.values())
@@ -303,6 +304,6 @@ def test_a_model_that_did_not_win_gives_the_base() -> None:
     model.record = model.record.model_copy(update={"verdict": "base"})
     lr, sr, feats = batch_for(model.settings)
     output = model(lr, sr, feats)
-    assert torch.equal(output.image_BCHW, model.base(sr, NAMES))
+    assert torch.equal(output.image_BCHW, model.base(lr, sr, NAMES))
     assert output.contributions == {}
     torch.testing.assert_close(output.gates_BEHW.sum(dim=1), torch.ones(2, 48, 40))

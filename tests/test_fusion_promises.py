@@ -55,6 +55,6 @@ def test_in_the_network_both_hold_and_the_start_stays_the_base() -> None:
     assert (output.image_BCHW <= torch.maximum(sr.amax(dim=1), output.base_BCHW)).all()
     assert (output.image_BCHW >= torch.minimum(sr.amin(dim=1), output.base_BCHW)).all()
     untrained = small_model(envelope=EnvelopeSettings(enabled=True))
-    assert torch.equal(untrained(lr, sr, feats).image_BCHW, untrained.base(sr, untrained.settings.names))
+    assert torch.equal(untrained(lr, sr, feats).image_BCHW, untrained.base(lr, sr, untrained.settings.names))
     fitting = stir(small_model(consistency=ConsistencySettings(enabled=True, tolerance=0.001)))
     assert (downscale(fitting(lr, sr, feats).image_BCHW, 4) - lr).abs().max() <= 0.001 + 1e-5

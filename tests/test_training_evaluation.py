@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fusion.__main__ import main
 from fusion.evaluation.ablate import VARIANTS, merged
-from fusion.evaluation.headroom import BY_BAND, LEAST_SQUARES, ORACLES, PER_BAND, analyze
+from fusion.evaluation.headroom import BACK_PROJECTED, BY_BAND, LEAST_SQUARES, ORACLES, PER_BAND, analyze
 from fusion.evaluation.oracle import best_mix_per_window, best_per_pixel, best_per_window, convex_weights
 from imaging.refusal import Refusal
 from tests.training_parts import SMALL_FUSION, fusion_document, make_striped_cache, write_config, write_pictures
@@ -64,7 +64,7 @@ def test_a_mix_per_window_is_no_worse_than_any_expert():
 
 def test_analyze_measures_what_numpy_measures(cache):
     found = analyze(cache)
-    assert set(found.table.rows) == {"one", "two", "mean", LEAST_SQUARES, PER_BAND, *ORACLES}
+    assert set(found.table.rows) == {"one", "two", "mean", LEAST_SQUARES, PER_BAND, BACK_PROJECTED, *ORACLES}
     folder = cache.parent
     truths = sorted((folder / "hr").iterdir())
     expected = np.mean([psnr_y(np.asarray(Image.open(folder / "one" / path.name)), path) for path in truths])

@@ -40,6 +40,7 @@ def _text(found: Headroom) -> str:
         f"blends were fitted on {found.fitted_on}; weights ({', '.join(found.experts)}):",
     ]
     lines += [f"  {name}: {weights}" for name, weights in found.weights.items()]
+    lines.append(f"back-projection onto the LR image: strength {found.back_projection}")
     lines += ["", "correlation of the errors:"]
     lines += [f"  {name:<{width}} {row}" for name, row in zip(found.experts, found.correlation, strict=True)]
     lines += ["", "dB lost by leaving one out:"]
@@ -53,6 +54,7 @@ def _document(found: Headroom) -> dict[str, object]:
         "experts": found.experts,
         "fitted_on": found.fitted_on,
         "weights": found.weights,
+        "back_projection": found.back_projection,
         "correlation": found.correlation,
         "loss_without": found.without,
         "sentence": found.sentence,

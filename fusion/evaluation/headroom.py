@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BY_BAND = "low | mid | high"
 LEAST_SQUARES, PER_BAND, MEAN = "least squares", "least squares per band", "mean"
+BACK_PROJECTED = "least squares, back-projected"
 ORACLES = ("oracle: expert per pixel", "oracle: expert per 8x8", "oracle: convex mix per 32x32")
 WORTH_DB, DROP_DB = 0.02, 0.005
 
@@ -41,6 +42,7 @@ class Headroom:
     experts: tuple[str, ...]
     table: ScoreTable
     weights: dict[str, list[float]]
+    back_projection: float
     correlation: list[list[float]]
     without: dict[str, float]
     fitted_on: str
@@ -54,11 +56,13 @@ def analyze(cache: Path, fit_on: Path | None = None, experts: Sequence[str] | No
     names = reader.experts
     fit = BaseFit(names)
     for batch in _items(fitting, "fitting"):
-        fit.add(batch.sr_BECHW[0], _truth(batch)[0])
+        fit.add(batch.sr_BECHW[0], _truth(batch)[0], batch.lr_BCHW[0])
     record = fit.record(str(fitting.store.root.name)).model_copy(update={"groups": WHOLE})
+    plain = record.model_copy(update={"back_projection": 0.0})
     blends = {
-        LEAST_SQUARES: BaseBlend(record),
-        PER_BAND: BaseBlend(record.model_copy(update={"groups": CANDIDATES[BY_BAND]})),
+        LEAST_SQUARES: BaseBlend(plain),
+        PER_BAND: BaseBlend(plain.model_copy(update={"groups": CANDIDATES[BY_BAND]})),
+        BACK_PROJECTED: BaseBlend(record),
     }
     table = ScoreTable()
     own = BaseFit(names)
@@ -71,8 +75,10 @@ def analyze(cache: Path, fit_on: Path | None = None, experts: Sequence[str] | No
         experts=names,
         table=table,
         weights={
-            name: [round(weight, 4) for row in blend.weights(names) for weight in row] for name, blend in blends.items()
+            name: [round(weight, 4) for row in blends[name].weights(names) for weight in row]
+            for name in (LEAST_SQUARES, PER_BAND)
         },
+        back_projection=round(record.back_projection, 4),
         correlation=correlation(own.record()),
         without=without,
         fitted_on=fitted_on,
@@ -121,7 +127,7 @@ def _measure(table: ScoreTable, batch: FusionBatch, blends: dict[str, BaseBlend]
         table.add(name, item, batch.sr_BECHW[:, index], hr_BCHW)
     table.add(MEAN, item, batch.sr_BECHW.mean(1), hr_BCHW)
     for name, blend in blends.items():
-        table.add(name, item, blend(batch.sr_BECHW, batch.experts), hr_BCHW)
+        table.add(name, item, blend(batch.lr_BCHW, batch.sr_BECHW, batch.experts), hr_BCHW)
     sr_ECHW, hr_CHW = batch.sr_BECHW[0], hr_BCHW[0]
     oracles = (
         best_per_pixel(sr_ECHW, hr_CHW),

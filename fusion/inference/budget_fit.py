@@ -83,7 +83,7 @@ def fit(cache: Path, seconds: Mapping[str, float]) -> tuple[BudgetHead, BaseReco
         raise Refusal("has no HR images", where=cache, cure="extract it with --hr")
     fitted = BaseFit(reader.experts)
     for item in tqdm(reader, desc="base", total=len(reader), unit="item"):
-        fitted.add(item.sr_BECHW[0], _truth(item)[0])
+        fitted.add(item.sr_BECHW[0], _truth(item)[0], item.lr_BCHW[0])
     base = fitted.record(str(cache))
     order = buying_order(base, seconds)
     tiles = gather(CacheReader(cache, experts=tuple(seconds), features=False), base, order)
@@ -188,7 +188,7 @@ def _stages(blend: BaseBlend, item: FusionBatch, order: Sequence[str]) -> list[T
     images = {name: item.sr_BECHW[:, index] for index, name in enumerate(item.experts)}
     with torch.no_grad():
         return [
-            blend(torch.stack([images[name] for name in order[:count]], 1), order[:count])
+            blend(item.lr_BCHW, torch.stack([images[name] for name in order[:count]], 1), order[:count])
             for count in range(1, len(order) + 1)
         ]
 

@@ -1,8 +1,8 @@
-"""Experts' images (B, E, 3, 4H, 4W) -> the base: the least-squares blend fitted on a cache, for any subset of experts.
+"""Experts' and LR images -> the base: the least-squares blend fitted on a cache, pulled towards the LR image.
 
 What is stored is the Gram matrix of the experts' errors, band by band; each subset's weights are solved from its part
 of it, exactly, when the base is set. Axes: B batch, E experts, K = 3 bands, G groups of bands that share weights,
-C = 3 colours, H and W of the high-resolution image.
+C = 3 colours, H and W of the LR image (times 4 for the experts' images).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fusion.network.back_projection import back_project
 from fusion.network.base_bands import BAND_NAMES, split_bands
 from imaging.refusal import Refusal, nearest
 from imaging.settings import Settings
@@ -30,11 +31,13 @@ WHOLE = (tuple(range(len(BAND_NAMES))),)
 
 class BaseRecord(Settings):
     """The stored base. `gram` holds mean products of errors, rows and columns running over experts, then bands;
-    `groups` says which bands share weights (one group: plain weights per expert). `held_out` is the fit's report."""
+    `groups` says which bands share weights (one group: plain weights per expert). `back_projection` is how far the
+    blend is pulled towards its LR image (0: not at all). `held_out` is the fit's report."""
 
     experts: tuple[str, ...] = Field(min_length=1)
     gram: tuple[tuple[float, ...], ...]
     groups: tuple[tuple[int, ...], ...] = WHOLE
+    back_projection: float = Field(default=0.0, ge=0, le=2)
     items: int = 0
     source: str = ""
     held_out: dict[str, float] = {}
@@ -114,8 +117,12 @@ class BaseBlend(nn.Module):
         solved = self._solved[order]
         return tuple(tuple(row[order.index(name)] for name in experts) for row in solved)
 
-    def forward(self, sr_BECHW: Tensor, experts: Sequence[str]) -> Tensor:
-        """(B, E, 3, H, W) -> (B, 3, H, W)."""
+    def forward(self, lr_BCHW: Tensor, sr_BECHW: Tensor, experts: Sequence[str]) -> Tensor:
+        """(B, 3, H, W), (B, E, 3, 4H, 4W) -> (B, 3, 4H, 4W)."""
+        return back_project(self.blend(sr_BECHW, experts), lr_BCHW, self.record.back_projection)
+
+    def blend(self, sr_BECHW: Tensor, experts: Sequence[str]) -> Tensor:
+        """The least-squares blend alone: (B, E, 3, 4H, 4W) -> (B, 3, 4H, 4W)."""
         blends = [weighted_sum(sr_BECHW, row) for row in self.weights(experts)]
         if len(blends) == 1:
             return blends[0]

@@ -76,7 +76,7 @@ class FusionSR(nn.Module, HubModel):
         `experts` names the E axis of sr_BECHW: any non-empty subset of those the model knows, all of them by default.
         """
         experts, present = check_inputs(self.settings, lr_BCHW, sr_BECHW, feats, experts)
-        base_BCHW = self.base(sr_BECHW, experts)
+        base_BCHW = self.base(lr_BCHW, sr_BECHW, experts)
         if self.record.verdict == "base":
             return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, None, None, {})
         indices = tuple(self.settings.index_of(name) for name in experts)

@@ -56,12 +56,21 @@ def zero_mean_per_pixel(residual_BQHW: Tensor) -> Tensor:
     return (residual_BCSHW - residual_BCSHW.mean(dim=2, keepdim=True)).flatten(1, 2)
 
 
+def repeat_edges(image_NCHW: Tensor, radius: int) -> Tensor:
+    """Replicate padding by indexing: torch 2.11 cannot compile the gradient of its own for the CPU."""
+    for dim in (-2, -1):
+        side = image_NCHW.shape[dim]
+        index = torch.arange(-radius, side + radius, device=image_NCHW.device).clamp(0, side - 1)
+        image_NCHW = image_NCHW.index_select(dim, index)
+    return image_NCHW
+
+
 def gaussian_blur(image_NCHW: Tensor, sigma: float, radius: int) -> Tensor:
     """Gaussian of `sigma` pixels cut at `radius`, edges replicated. One channel per group: the fast way on a CPU."""
     position = torch.arange(-radius, radius + 1, dtype=image_NCHW.dtype, device=image_NCHW.device)
     kernel = torch.exp(-0.5 * (position / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    planes_1XHW = F.pad(image_NCHW, (radius,) * 4, mode="replicate").flatten(0, 1).unsqueeze(0)
+    planes_1XHW = repeat_edges(image_NCHW, radius).flatten(0, 1).unsqueeze(0)
     planes = planes_1XHW.shape[1]
     rows = F.conv2d(planes_1XHW, kernel[None, None, :, None].expand(planes, -1, -1, -1), groups=planes)
     both = F.conv2d(rows, kernel[None, None, None, :].expand(planes, -1, -1, -1), groups=planes)

@@ -20,6 +20,7 @@ from fusion.network.save import load_model, save_model
 from fusion.network.settings import FusionSettings
 from fusion.training.gate import paired_bootstrap
 from fusion.training.networks import first_weights_seed
+from fusion.training.pictures import fusion_pictures
 from fusion.training.sampling import Purpose, draw
 from fusion.training.scores import ScoreTable
 from fusion.training.task import Prediction
@@ -67,19 +68,11 @@ class FusionTask:
         return self._table(network, self._half(0))
 
     def pictures(self, network: nn.Module, count: int) -> Mapping[str, Tensor]:
-        """Experts, base, fused image and gates of the first held-out images."""
+        """What there is to see of the first held-out images."""
         shown: dict[str, Tensor] = {}
         for batch, _ in zip(self._half(0), range(count), strict=False):
-            output = self._fused(network, batch)
-            item = batch.items[0]
-            assert batch.sr_BECHW is not None
-            for index, name in enumerate(batch.experts):
-                shown[f"{item}/expert {name}"] = batch.sr_BECHW[0, index].clamp(0, 1)
-                shown[f"{item}/gate {name}"] = (
-                    output.gates_BEHW[0, index : index + 1].expand(3, -1, -1).clamp(0, 1).cpu()
-                )
-            shown[f"{item}/base"] = output.base_BCHW[0].clamp(0, 1).cpu()
-            shown[f"{item}/fused"] = output.image_BCHW[0].clamp(0, 1).cpu()
+            weights_E = self.network.base.weights(batch.experts)[-1]
+            shown |= fusion_pictures(batch, self._fused(network, batch), weights_E)
         return shown
 
     def export(self, path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
@@ -125,9 +118,9 @@ class FusionTask:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["fingerprint"] == self.source.fingerprint:
                 return parse_settings(BaseRecord, document["base"], where=str(path))
-        pairs = ((sr_ECHW, hr_CHW) for batch in self.source.fit_items() for sr_ECHW, hr_CHW in _pairs(batch))
+        items = (item for batch in self.source.fit_items() for item in _items(batch))
         base = fit_base(
-            pairs,
+            items,
             [slot.name for slot in self.source.slots],
             border=self.source.fit_border,
             source=self.source.fingerprint,
@@ -188,10 +181,10 @@ class FusionTask:
         )
 
 
-def _pairs(batch: TrainBatch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each image of a batch by itself: (E,3,H,W) and (3,H,W)."""
+def _items(batch: TrainBatch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each image of a batch by itself: the experts' (E, 3, 4H, 4W), the truth (3, 4H, 4W), the LR (3, H, W)."""
     assert batch.sr_BECHW is not None
-    return zip(batch.sr_BECHW, batch.hr_BCHW, strict=True)
+    return zip(batch.sr_BECHW, batch.hr_BCHW, batch.lr_BCHW, strict=True)
 
 
 def _run(network: nn.Module, batch: TrainBatch) -> Any:

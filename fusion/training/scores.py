@@ -31,13 +31,14 @@ class ScoreTable:
     def text(self, judged: str) -> str:
         """The table as aligned text, the judged row marked, with its distance to every other row."""
         own = self.mean(judged)[0]
-        lines = [f"{'':<26}{'images':>7}{'PSNR-Y':>9}{'SSIM-Y':>9}{'ours':>9}"]
+        width = max(24, *(len(contender) for contender in self.rows))
+        lines = [f"{'':<{width + 2}}{'images':>7}{'PSNR-Y':>9}{'SSIM-Y':>9}{'ours':>9}"]
         for contender, scores in self.rows.items():
             mean_psnr, mean_ssim = self.mean(contender)
             same = len(scores) == len(self.rows[judged])
             ahead = "" if contender == judged or not same else f"{own - mean_psnr:+9.3f}"
             mark = "* " if contender == judged else "  "
-            lines.append(f"{mark}{contender:<24}{len(scores):>7}{mean_psnr:>9.3f}{mean_ssim:>9.4f}{ahead}")
+            lines.append(f"{mark}{contender:<{width}}{len(scores):>7}{mean_psnr:>9.3f}{mean_ssim:>9.4f}{ahead}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, dict[str, float]]:

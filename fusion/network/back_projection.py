@@ -1,0 +1,53 @@
+"""A blend (B, 3, 4H, 4W) and its LR image -> the blend, pulled to where its downscale is the LR image.
+
+The LR image is the one thing known for certain about the truth: it is the antialiased bicubic downscale of it, rounded
+and clipped to 8 bits. Where it is clipped it only bounds the truth from one side. Beyond the outermost LR pixels
+nothing is known, so nothing is asked of them: a tile's inside does not depend on where the tile was cut.
+Axes: B batch, C = 3, H and W of the LR image. Images are floats in [0, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion.network.parts import SCALE, at_least_float32
+from imaging.resize import downscale
+
+RING = 1  # LR pixels along the edges whose downscale would depend on what lies outside the picture
+
+
+def back_project(image_BCHW: Tensor, lr_BCHW: Tensor, strength: float) -> Tensor:
+    """(B, 3, 4H, 4W), (B, 3, H, W) -> the image plus `strength` times what it is missing, enlarged."""
+    if not strength:
+        return image_BCHW
+    pull_BCHW = enlarge(missing(image_BCHW, lr_BCHW))
+    return image_BCHW + strength * pull_BCHW.to(image_BCHW.dtype)
+
+
+def missing(image_BCHW: Tensor, lr_BCHW: Tensor) -> Tensor:
+    """What the LR image has more than the image's downscale, (B, 3, H, W); float32 or better."""
+    with torch.autocast(image_BCHW.device.type, enabled=False):
+        lr_BCHW = at_least_float32(lr_BCHW)
+        lack_BCHW = lr_BCHW - downscale(at_least_float32(image_BCHW), SCALE)
+    # At 0 the truth may lie below, at 1 above: only an image on the wrong side of them is contradicted.
+    lack_BCHW = torch.where(lr_BCHW <= 0, lack_BCHW.clamp(max=0), lack_BCHW)
+    lack_BCHW = torch.where(lr_BCHW >= 1, lack_BCHW.clamp(min=0), lack_BCHW)
+    return within_ring(lack_BCHW)
+
+
+def certain(lr_BCHW: Tensor) -> Tensor:
+    """1 where the LR image binds the truth from both sides, else 0."""
+    inside = (lr_BCHW > 0) & (lr_BCHW < 1)
+    return within_ring(at_least_float32(inside))
+
+
+def within_ring(x_BCHW: Tensor) -> Tensor:
+    """Zeros along the edges."""
+    return F.pad(x_BCHW[..., RING:-RING, RING:-RING], (RING,) * 4)
+
+
+def enlarge(x_BCHW: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, 4H, 4W), bicubic."""
+    return F.interpolate(x_BCHW, scale_factor=SCALE, mode="bicubic", align_corners=False)
