@@ -15,6 +15,7 @@ from fusion.network.attention import attend
 from fusion.network.hierarchy import shrink, spread
 from fusion.network.lka import LargeKernelAttention
 from fusion.network.parts import ChannelNorm, weigh, zero_mean_per_pixel, zero_sum
+from fusion.network.settings import RefineSettings
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 from tests.fusion_parts import PHASES, SLOTS, batch_for, random_record, small_model, small_settings, stir, without
@@ -307,3 +308,22 @@ def test_a_model_that_did_not_win_gives_the_base() -> None:
     assert torch.equal(output.image_BCHW, model.base(lr, sr, NAMES))
     assert output.contributions == {}
     torch.testing.assert_close(output.gates_BEHW.sum(dim=1), torch.ones(2, 48, 40))
+
+
+def test_a_direct_refinement_reads_each_experts_features() -> None:
+    quiet = without("bands", "cross_band", "collaboration", "hierarchy", "gating", "edges")
+    direct = RefineSettings(width=8, blocks=2, direct=True)
+    untrained = small_model(base=random_record(NAMES), refine=direct, **quiet)
+    lr, sr, feats = batch_for(untrained.settings)
+    assert torch.equal(untrained(lr, sr, feats).image_BCHW, untrained.base(lr, sr, NAMES))
+    model = stir(untrained)
+    before = model(lr, sr, feats).image_BCHW
+    for name in ("a", "b"):
+        heard = model(lr, sr, feats | {name: feats[name] + torch.randn(feats[name].shape)}).image_BCHW
+        assert (heard - before).abs().max() > 1e-4
+        deaf = model(lr, sr, {other: feat for other, feat in feats.items() if other != name}).image_BCHW
+        assert torch.isfinite(deaf).all() and (deaf - before).abs().max() > 1e-4
+    model(lr, sr[:, :1], feats, ("a",)).image_BCHW.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert any(p.grad.abs().max() > 0 for p in model.refine.features.project["0"].parameters())
+    assert all(p.grad.abs().max() == 0 for p in model.refine.features.project["1"].parameters())

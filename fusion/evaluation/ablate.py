@@ -1,13 +1,15 @@
-"""`python -m fusion ablate --config FILE --cache DIR`: the variants of a network, trained alike, in one table."""
+"""`python -m fusion ablate --config FILE --cache DIR`: variants of a network, trained alike over seeds -> one table."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion.network.settings import FusionSettings
 from fusion.training.cache_source import CacheSource
 from fusion.training.fusion_task import FusionTask
 from fusion.training.loop import train
@@ -15,32 +17,33 @@ from fusion.training.settings import TrainSettings
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
-from imaging.settings import load_settings
+from imaging.settings import load_settings, parse_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PHASES = ("bands", "cross_band", "collaboration", "hierarchy", "gating", "refine", "edges")
-# Variant -> what it changes in network.settings. "base only" is not trained: it is a row of every variant's table.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "no features": {"features": "none"},
-    **{f"no {phase}": {phase: {"enabled": False}} for phase in PHASES},
-}
+PHASES = ("bands", "cross_band", "collaboration", "hierarchy", "gating", "refine", "edges", "consistency", "envelope")
+CONFIGURED = "as configured"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train each variant with the same seed, data and steps; one that is finished is not trained again."""
+    """Train each variant with each seed on the same data and steps; one that is finished is not trained again."""
     parser = argparse.ArgumentParser(prog="python -m fusion ablate", description="train variants and compare them")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--only", help="these variants, separated by commas")
+    parser.add_argument("--seeds", default="0", help="train each once per seed, separated by commas")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     words = parser.parse_args(arguments)
     settings = load_settings(TrainSettings, words.config, [*words.overrides, f"data.cache={words.cache}"])
-    names = words.only.split(",") if words.only else list(VARIANTS)
-    rows = {name: run_variant(settings, name) for name in names}
+    variants = variants_of(settings.network.settings)
+    names = words.only.split(",") if words.only else list(variants)
+    for name in names:
+        if name not in variants:
+            raise Refusal(f"unknown variant '{name}'", where="--only", cure=nearest(name, variants))
+    seeds = _seeds(words.seeds)
+    rows = {name: summarize([run_variant(settings, name, variants[name], seed) for seed in seeds]) for name in names}
     write_text(settings.run / "ablation.json", json.dumps(rows, indent=2) + "\n")
     if words.json:
         print_json(rows)
@@ -49,13 +52,26 @@ def main(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def run_variant(settings: TrainSettings, name: str) -> dict[str, Any]:
+def variants_of(configured: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Variant -> what it changes in network.settings: each phase that is on, off; each that is off, on."""
+    settings = parse_settings(FusionSettings, configured, where="network.settings")
+    variants: dict[str, dict[str, Any]] = {CONFIGURED: {}}
+    if settings.features != "none":
+        variants["no features"] = {"features": "none"}
+    for phase in PHASES:
+        enabled = getattr(settings, phase).enabled
+        variants[f"{'no' if enabled else 'with'} {phase}"] = {phase: {"enabled": not enabled}}
+    return variants
+
+
+def run_variant(settings: TrainSettings, name: str, change: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train one variant in a folder of its own (or read what it came to), and return its row."""
-    if name not in VARIANTS:
-        raise Refusal(f"unknown variant '{name}'", where="--only", cure=nearest(name, VARIANTS))
-    network = settings.network.model_copy(update={"settings": merged(settings.network.settings, VARIANTS[name])})
-    run = settings.run / name.replace(" ", "_")
-    variant = settings.model_copy(update={"network": network, "run": run})
+    network = settings.network.model_copy(update={"settings": merged(settings.network.settings, change)})
+    # The seed moves first weights and patches; the images held out are the same for all.
+    hold_out_seed = settings.seed if settings.data.hold_out_seed is None else settings.data.hold_out_seed
+    data = settings.data.model_copy(update={"hold_out_seed": hold_out_seed})
+    run = settings.run / f"{name.replace(' ', '_')}-{seed}"
+    variant = settings.model_copy(update={"network": network, "run": run, "seed": seed, "data": data})
     summary_path = run / "summary.json"
     if summary_path.exists():
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
@@ -65,6 +81,7 @@ def run_variant(settings: TrainSettings, name: str) -> dict[str, Any]:
         )
     gate, scores = summary["gate"], summary["gate_scores"]
     return {
+        "seed": seed,
         "psnr_y": scores["fused"]["psnr_y"],
         "ssim_y": scores["fused"]["ssim_y"],
         "base_psnr_y": scores["base"]["psnr_y"],
@@ -83,15 +100,35 @@ def merged(settings: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The runs of one variant -> their means, the spread of the gain over seeds, and the runs themselves."""
+    keys = ("psnr_y", "ssim_y", "base_psnr_y", "gain_db", "low_db", "high_db")
+    means = {key: statistics.fmean(run[key] for run in runs) for key in keys}
+    spread = statistics.stdev(run["gain_db"] for run in runs) if len(runs) > 1 else None
+    return {**means, "spread_db": spread, "passed": sum(run["passed"] for run in runs), "runs": runs}
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Aligned text, the untrained base first."""
+    """Aligned text, the untrained base first; gain, its spread over seeds and the mean of its intervals over images."""
     first = next(iter(rows.values()))
-    lines = [f"{'variant':<18}{'PSNR-Y':>9}{'SSIM-Y':>9}{'vs base':>9}   95% interval       gate"]
-    lines.append(f"{'base only':<18}{first['base_psnr_y']:>9.3f}")
+    lines = [f"{'variant':<20}{'PSNR-Y':>9}{'SSIM-Y':>9}{'vs base':>9}{'+- seeds':>10}   95% over images      gate"]
+    lines.append(f"{'base only':<20}{first['base_psnr_y']:>9.3f}")
     for name, row in rows.items():
         interval = f"{row['low_db']:+.4f} to {row['high_db']:+.4f}"
-        passed = "passed" if row["passed"] else "base shipped"
+        spread = "-" if row["spread_db"] is None else f"{row['spread_db']:.4f}"
+        passed = f"passed {row['passed']} of {len(row['runs'])}"
         lines.append(
-            f"{name:<18}{row['psnr_y']:>9.3f}{row['ssim_y']:>9.4f}{row['gain_db']:>+9.4f}   {interval}  {passed}"
+            f"{name:<20}{row['psnr_y']:>9.3f}{row['ssim_y']:>9.4f}{row['gain_db']:>+9.4f}{spread:>10}   {interval}"
+            f"   {passed}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _seeds(words: str) -> list[int]:
+    try:
+        seeds = [int(word) for word in words.split(",")]
+    except ValueError:
+        raise Refusal(f"'{words}' are not seeds", where="--seeds", cure="write numbers, as in 0,1,2") from None
+    if len(set(seeds)) != len(seeds):
+        raise Refusal(f"'{words}' names a seed twice", where="--seeds", cure="name each once")
+    return seeds

@@ -86,7 +86,7 @@ class FusionSR(nn.Module, HubModel):
         shared = self.collaboration(evidence, present) if self.collaboration is not None else None
         context_BDHW = self.context(evidence, bands, routing_BDHW, shared) if self.context is not None else None
         weights, parts, difficulty_B1HW = self._reweigh(evidence, shared, context_BDHW)
-        parts |= self._restore(evidence, parts, context_BDHW)
+        parts |= self._restore(evidence, parts, context_BDHW, present)
         return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, weights, difficulty_B1HW, parts)
 
     def _reweigh(
@@ -110,13 +110,19 @@ class FusionSR(nn.Module, HubModel):
         parts = {phase: zero_mean_per_pixel(part) for phase, part in parts.items()}
         return (sum(changes[1:], changes[0]) if changes else None), parts, difficulty_B1HW
 
-    def _restore(self, evidence: Evidence, parts: dict[str, Tensor], context_BDHW: Tensor | None) -> dict[str, Tensor]:
+    def _restore(
+        self,
+        evidence: Evidence,
+        parts: dict[str, Tensor],
+        context_BDHW: Tensor | None,
+        present: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
         """Phases 7a and 7b, which add what no weighing of experts can."""
         change_BQHW = sum(parts.values(), evidence.base_BQHW.new_zeros(()))
         added: dict[str, Tensor] = {}
-        if self.refine is not None:
+        if self.refine is not None and context_BDHW is not None:
             seen_BQHW = (change_BQHW * DIFFERENCE_GAIN).expand_as(evidence.base_BQHW)
-            added["refine"] = self.refine(evidence.detail(), seen_BQHW, context_BDHW)
+            added["refine"] = self.refine(evidence, seen_BQHW, context_BDHW, present)
             change_BQHW = change_BQHW + added["refine"]
         if self.edges is not None:
             added["edges"] = self.edges(F.pixel_shuffle(evidence.base_BQHW + change_BQHW, SCALE))

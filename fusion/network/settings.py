@@ -77,10 +77,13 @@ class GatingSettings(Settings):
 
 
 class RefineSettings(Settings):
-    """Phase 7a: six layers of `width`; `scale` is where the learned residual scale starts."""
+    """Phase 7a: six layers of `width` and `blocks` residual blocks at LR size; `scale` is where the learned residual
+    scale starts. `direct`: it also reads every expert's difference and features itself, not only phases 2 to 6."""
 
     enabled: bool = True
     width: int = Field(default=128, ge=1)
+    blocks: int = Field(default=0, ge=0)
+    direct: bool = False
     scale: float = Field(default=0.01, gt=0)
 
 

@@ -39,7 +39,8 @@ class CacheSource:
         self._reader = CacheReader(data.cache, features=features)
         if not self._reader.has_hr:
             raise Refusal("has no HR images to train on", where=data.cache, cure="extract it with HR images")
-        train, self._held = _split(self._reader, data.hold_out, settings.seed)
+        hold_out_seed = settings.seed if data.hold_out_seed is None else data.hold_out_seed
+        train, self._held = _split(self._reader, data.hold_out, hold_out_seed)
         self._source_of = {entry.id: entry.source for entry in self._reader.entries}
         plain = {entry.id for entry in self._reader.entries if entry.dihedral == 0}
         self._fit = [item for item in train if item in plain]
@@ -61,6 +62,11 @@ class CacheSource:
     def fingerprint(self) -> str:
         """The cache's own, with how many items it holds."""
         return f"{self._reader.store.manifest.fingerprint}/{len(self._reader.entries)}"
+
+    @property
+    def training_items(self) -> tuple[str, ...]:
+        """The plain items that are trained on."""
+        return tuple(self._fit)
 
     @property
     def slots(self) -> tuple[ExpertSlot, ...]:
