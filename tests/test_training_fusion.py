@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import bootstrap
 
 import train as command
 from cache_tools.reader import CacheReader
 from fusion.network.save import load_model, read_header
 from fusion.training import loop
-from fusion.training.cache_source import CacheSource
+from fusion.training.cache_source import CacheSource, may_turn
 from fusion.training.fusion_task import FusionTask
 from fusion.training.gate import paired_bootstrap
+from fusion.training.pictures import signed
+from fusion.training.settings import AugmentSettings
 from imaging.refusal import Refusal
 from tests.test_training_loop import assert_same, last_state
 from tests.training_parts import (
@@ -134,6 +137,37 @@ def test_dropout_leaves_at_least_one_expert_and_the_same_in_every_process(cache,
             assert torch.equal(one.sr_BECHW[:, index], batch.sr_BECHW[:, batch.experts.index(name)])
 
 
+def test_log_images_are_whole_held_out_images_as_they_are(cache, tmp_path):
+    """Truth and experts as the cache stores them, unturned; gates that sum to 1; faint changes made visible."""
+    settings = fusion_settings(cache, tmp_path / "run")
+    task = FusionTask(settings, CacheSource(settings))
+    shown = task.pictures(task.network, 2)
+    held = {batch.items[0]: batch for batch in task.source.held_out()}
+    items = {name.split("/")[0] for name in shown}
+    assert len(items) == 2 and items <= held.keys()
+    for item in items:
+        picture = Image.open(next((cache.parent / "hr").glob(f"{item.rsplit('-', 1)[0]}*")))
+        truth = (shown[f"{item}/truth"] * 255).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(truth, np.asarray(picture))
+        for index, name in enumerate(("ann", "bob")):
+            assert torch.equal(shown[f"{item}/expert {name}"], held[item].sr_BECHW[0, index])
+        # Untrained, the fused image is the base: nothing has changed, which is middle grey.
+        assert torch.equal(shown[f"{item}/base"], shown[f"{item}/fused"])
+        changes = [image for name, image in shown.items() if item in name and " minus " in name]
+        assert len(changes) == 3
+        for image in changes:
+            torch.testing.assert_close(image, torch.full_like(image, 0.5))
+        weights = dict(zip(("ann", "bob"), task.network.base.weights(("ann", "bob"))[-1], strict=True))
+        for name, weight in weights.items():
+            red, green, blue = (float(plane.mean()) for plane in shown[f"{item}/gate {name}"])
+            assert red == pytest.approx(min(abs(weight), 1)) and green == blue == pytest.approx(min(max(weight, 0), 1))
+
+
+def test_negative_weights_show_as_red():
+    red = signed(torch.tensor([[-0.25, 0.0, 0.5, 2.0]]))
+    assert red[:, 0].T.tolist() == [[0.25, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5], [1, 1, 1]]
+
+
 def test_live_training_with_every_augmentation(tmp_path):
     hr = write_pictures(tmp_path / "hr", 6, size=(128, 136))
     experts = [
@@ -175,3 +209,16 @@ def test_the_gate(gain, images, passed):
     fused = {item: score + gain for item, score in base.items()}
     verdict = paired_bootstrap(fused, base, {item: item for item in base}, confidence=0.95, resamples=200, seed=0)
     assert verdict.passed is passed
+
+
+def test_features_are_turned_only_where_the_cache_holds_every_turn(cache, tmp_path):
+    upright, images = CacheReader(cache), CacheReader(cache, features=False)
+    every = CacheReader(make_cache(tmp_path, 2, "--dihedral"))
+    turned, left = AugmentSettings(flip=True, rotate=True), AugmentSettings(flip=False, rotate=False)
+    with pytest.raises(Refusal, match="cannot be flipped.*--dihedral"):
+        may_turn(turned, upright)
+    with pytest.raises(Refusal, match="together"):
+        may_turn(AugmentSettings(flip=True), every)
+    assert not may_turn(AugmentSettings(), upright)
+    for reader in (every, images):
+        assert may_turn(AugmentSettings(), reader) and may_turn(turned, reader) and not may_turn(left, reader)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TINY = {"num_feat": 4, "num_block": 1}
-KINDS = {"edsr": NetworkKind("EDSR", EDSR)}
+KINDS = {"edsr": NetworkKind("EDSR", EDSR, scale_setting="upscale")}
 
 
 def picture(seed: int, height: int = 48, width: int = 56) -> np.ndarray:
@@ -107,11 +107,11 @@ def write_tiny_expert(path: Path, seed: int) -> Path:
     return path
 
 
-def make_cache(folder: Path, count: int = 12) -> Path:
+def make_cache(folder: Path, count: int = 12, *more: str) -> Path:
     """Two tiny networks with features, extracted from `count` small pictures."""
     hr = write_pictures(folder / "hr", count)
     experts = [str(write_tiny_expert(folder / f"{name}.safetensors", seed)) for seed, name in enumerate(("ann", "bob"))]
-    words = ["extract", "--hr", str(hr), "--out", str(folder / "cache"), "--experts", ",".join(experts)]
+    words = ["extract", "--hr", str(hr), "--out", str(folder / "cache"), "--experts", ",".join(experts), *more]
     assert cache_command(words) == 0
     return folder / "cache"
 

@@ -55,7 +55,7 @@ def dihedral(image: Tensor, flip: bool, turns: int) -> Tensor:
 def draw_dihedral(settings: AugmentSettings, chance: np.random.Generator) -> tuple[bool, int]:
     """Which of the eight orientations, as far as the settings allow."""
     flip, turns = bool(chance.integers(2)), int(chance.integers(4))
-    return flip and settings.flip, turns if settings.rotate else 0
+    return flip and settings.flip is not False, 0 if settings.rotate is False else turns
 
 
 class Augmentation:
@@ -77,7 +77,7 @@ class Augmentation:
         """One pair: rescale to the patch, orient, recolour, blur the LR."""
         if lr_CHW.shape[-1] != patch:
             scale = hr_CHW.shape[-1] // lr_CHW.shape[-1]
-            hr_CHW = resize_bicubic(_float(hr_CHW)[None], size=(patch * scale, patch * scale))[0].clamp(0, 1)
+            hr_CHW = fitted(hr_CHW, patch * scale)
             lr_CHW = resize_bicubic(hr_CHW[None], size=(patch, patch))[0].clamp(0, 1)
         chance = draw(self._seed, Purpose.AUGMENT, sample, 1)
         flip, turns = draw_dihedral(self._settings, chance)
@@ -112,6 +112,13 @@ class Augmentation:
         if s.jitter == 0 and s.blur == 0 and s.crop_scale == 0:
             return lr_CHW, hr_CHW
         return _float(lr_CHW), _float(hr_CHW)
+
+
+def fitted(hr_CHW: Tensor, side: int) -> Tensor:
+    """A square crop at another size, float32 in [0, 1]; one of that size already is returned as it is."""
+    if hr_CHW.shape[-1] == side:
+        return hr_CHW
+    return resize_bicubic(_float(hr_CHW)[None], size=(side, side))[0].clamp(0, 1)
 
 
 def _float(image: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from cache_tools.dataset import CacheDataset
+from cache_tools.dihedral import VARIANTS
 from cache_tools.reader import CacheReader, FusionBatch, dequantize, split_items
 from fusion.base_fit import BORDER
 from fusion.network.settings import ExpertSlot
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion.training.settings import TrainSettings
+    from fusion.training.settings import AugmentSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ class CacheSource:
         if data.cache is None:
             raise Refusal("no cache is named", where="data.cache", cure="add --cache DIR, or --live with data.hr=[DIR]")
         refuse_for_cache(settings.augment)
-        if settings.augment.flip != settings.augment.rotate:
-            raise Refusal("flip and rotate go together for a cache", where="augment", cure="set both or neither")
         features = settings.network.settings.get("features", "taps") != "none"
         self._reader = CacheReader(data.cache, features=features)
         if not self._reader.has_hr:
@@ -51,7 +50,7 @@ class CacheSource:
             batch=data.batch // world,
             items=train,
             features=features,
-            augment=settings.augment.flip,
+            augment=may_turn(settings.augment, self._reader),
             seed=settings.seed,
             rank=rank,
             world=world,
@@ -103,6 +102,26 @@ def as_train_batch(batch: FusionBatch) -> TrainBatch:
     """The reader's batch as the loop knows it."""
     assert batch.hr_BCHW is not None
     return TrainBatch(batch.items, batch.lr_BCHW, batch.hr_BCHW, batch.sr_BECHW, batch.feats, batch.experts)
+
+
+def may_turn(augment: AugmentSettings, reader: CacheReader) -> bool:
+    """Whether patches are flipped and rotated.
+
+    A network's features of a turned image are not its features, turned: which channel sees a horizontal edge, or the
+    upper left sub-pixel, is not up for change. Turned all the same, they teach half as much in the same time.
+    """
+    wanted, rotate = augment.flip, augment.rotate
+    if wanted != rotate:
+        raise Refusal("flip and rotate go together for a cache", where="augment", cure="set both or neither")
+    exact = {entry.dihedral for entry in reader.entries} == set(range(VARIANTS))
+    right = exact or not any(reader.channels.values())
+    if wanted and not right:
+        cure = "leave it out, extract the cache with --dihedral, or set network.settings.features=none"
+        what = "cached features cannot be flipped: no expert said them of a flipped image"
+        raise Refusal(what, where="augment.flip", cure=cure)
+    if wanted is None and not right:
+        log.info("patches are not flipped or rotated: the cache has the features of upright images only (--dihedral)")
+    return right if wanted is None else wanted
 
 
 def _split(reader: CacheReader, hold_out: int, seed: int) -> tuple[list[str], list[str]]:
