@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
@@ -19,6 +19,7 @@ from cache_tools.dihedral import transform
 from experts.open import find_device, open_experts
 from experts.run import NetworkExpert
 from experts.weights import pretrained_folder
+from fusion.inference.budget_run import find_head
 from fusion.inference.choice import DEFAULT, Choice, choose
 from fusion.inference.command import Request, carry_out
 from fusion.inference.ensemble import SCALE, Answer, Ensemble, Place, plain_mean
@@ -26,6 +27,7 @@ from fusion.inference.memory import keep_heap_small
 from fusion.inference.model import FUSION_MARGIN, FUSION_MULTIPLE, fuse_with, model_sha256
 from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, request_of
+from fusion.refinement.open import open_refiner
 from imaging.command import run
 from imaging.refusal import Refusal
 
@@ -60,15 +62,21 @@ def command_line(arguments: Sequence[str]) -> int:
     words = parser.parse_args(arguments)
     keep_heap_small()
     request = request_of(words)
+    if request.budget_head is None and not (request.options.budget is None and request.options.max_loss is None):
+        request = replace(request, budget_head=find_head(words.model, pretrained_folder()))
+    device = words.device or best_device()
+    refiner = None
+    if request.options.refine is not None:  # before the experts: it is what is most likely to be incomplete
+        refiner = open_refiner(words.refine, words.refine_model, words.refine_lora, find_device(device))
     ensemble = build(
         words.model,
         words.experts.split(",") if words.experts else None,
-        device=words.device or best_device(),
+        device=device,
         precision=words.precision,
         config=words.config,
         compiled=words.compile,
     )
-    return carry_out(request, ensemble)
+    return carry_out(request, ensemble, refiner)
 
 
 def build(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,11 @@ from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from experts.open import open_experts
+from experts.timing import seconds_per_pixel
+from fusion.inference.budget_fit import fit
+from fusion.inference.budget_run import HEAD_FILE
+from fusion.network.base import BaseRecord
+from fusion.network.save import load_model
 from fusion.network.settings import ExpertSlot
 from fusion.training.cache_source import CacheSource
 from fusion.training.expert_task import ExpertTask
@@ -21,8 +28,11 @@ from fusion.training.fusion_task import FusionTask
 from fusion.training.live_source import LiveSource
 from fusion.training.loop import train
 from fusion.training.networks import NetworkKind
+from fusion.training.pace import measure_pace
+from fusion.training.probe import probe
 from fusion.training.run_folder import to_yaml
 from fusion.training.settings import TrainSettings
+from imaging.atomic import write_text
 from imaging.command import DONE, print_json, run
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
@@ -32,10 +42,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fusion.training.batch import FusionSource
     from fusion.training.task import Task
 
+log = logging.getLogger(__name__)
+
 NETWORKS = {
-    "edsr": NetworkKind("EDSR", EDSR),
+    "edsr": NetworkKind("EDSR", EDSR, scale_setting="upscale"),
     "msg": NetworkKind("MSG", MSG),
     "freqnet": NetworkKind("FreqNet", FreqNet),
     "ssm": NetworkKind("SSM", SSM),
@@ -52,16 +65,68 @@ def main(arguments: Sequence[str]) -> int:
     if words.print_config:
         sys.stdout.write(to_yaml(settings))
         return DONE
+    if words.pace is not None:
+        return _pace(settings, words)
     if words.live and settings.data.cache is not None:
         raise Refusal("--live and a cache exclude each other", where="command line", cure="give one of them")
 
     def build(rank: int, world: int) -> Task:
         return make_task(settings, words.live, rank, world)
 
+    if words.probe is not None:
+        print_json(asdict(probe(settings, build, words.probe)))
+        return DONE
     summary = train(settings, build, resume=words.resume == "auto")
+    if summary and settings.task == "fusion" and settings.fusion.budget and not words.live:
+        summary["budget_head"] = fit_budget_head(settings)
     if words.json and summary:
         print_json(summary)
     return DONE
+
+
+def _pace(settings: TrainSettings, words: argparse.Namespace) -> int:
+    """Samples a second from the cache, and with --live beside it from experts that run."""
+    if settings.task != "fusion" or settings.data.cache is None or len(words.pace) != 1 + words.live:
+        cure = "give task: fusion, --cache DIR and --pace STEPS; with --live STEPS,LIVE"
+        raise Refusal("cannot tell what to measure", where="--pace", cure=cure)
+    cached = measure_pace(settings, lambda *place: _unfitted(settings, CacheSource(settings, *place)), words.pace[0], 3)
+    document = {"cache": asdict(cached)}
+    if words.live:
+        live = settings.model_copy(update={"data": settings.data.model_copy(update={"cache": None})})
+        found = measure_pace(live, lambda *place: _unfitted(live, live_source(live, *place)), words.pace[1], 0)
+        document |= {"live": asdict(found), "ratio": cached.samples_per_second / found.samples_per_second}
+    print_json(document)
+    return DONE
+
+
+def _unfitted(settings: TrainSettings, source: FusionSource) -> FusionTask:
+    """The plain mean as base: fitting one takes as long as many steps, and its cost in a step is the same."""
+    return FusionTask(settings, source, BaseRecord.mean_of([slot.name for slot in source.slots]))
+
+
+def fit_budget_head(settings: TrainSettings) -> str | None:
+    """Beside the model, what infer.py --budget plans by: gains from the cache, costs measured on the experts."""
+    source = CacheSource(settings)
+    known = {slot.name: slot.sha256 for slot in source.slots}
+    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    try:
+        experts = open_experts(settings.data.experts or tuple(known), device=device)
+    except Refusal as refusal:
+        log.warning("no budget head, since the experts cannot be timed: %s", refusal)
+        return None
+    costs = {one.name: seconds_per_pixel(one) for one in experts if known.get(one.name) == one.identity.weights_sha256}
+    seconds = {name: cost for name, cost in costs.items() if cost is not None}
+    if set(seconds) != set(known) or len(known) < 2:
+        lacking = ", ".join(sorted(set(known) - set(seconds))) or "a second expert"
+        log.warning("no budget head, since these are not the networks that the cache was made with: %s", lacking)
+        return None
+    model = load_model(settings.run / f"{settings.export.name}.safetensors")
+    assert settings.data.cache is not None
+    items, base = source.training_items, model.base.record
+    head, _ = fit(settings.data.cache, seconds, items=items, base=base, measured_on=device)
+    write_text(settings.run / HEAD_FILE, head.model_dump_json(indent=2) + "\n")
+    log.info("%s: for infer.py --budget, costs measured on %s", settings.run / HEAD_FILE, device)
+    return HEAD_FILE
 
 
 def make_task(settings: TrainSettings, live: bool, rank: int, world: int) -> Task:
@@ -105,8 +170,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--live", action="store_true", help="train fusion with data.experts running on data.hr")
     parser.add_argument("--resume", choices=["auto"], help="go on where this run was stopped, or begin it")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument(
+        "--probe", type=float, metavar="SECONDS", help="time steps for so long, print JSON, keep nothing"
+    )
+    parser.add_argument("--pace", type=_counts, metavar="STEPS[,LIVE]", help="time steps, print JSON, keep nothing")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     return parser
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """`40,1` -> numbers above 0; argparse tells what cannot be read."""
+    counts = tuple(int(word) for word in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text} counts no steps")
+    return counts
 
 
 if __name__ == "__main__":

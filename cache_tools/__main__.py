@@ -101,8 +101,20 @@ def _import_pt(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from cache_tools.bench import bench  # brings whole architectures along, which no other command needs
+    from cache_tools.bench import bench, training  # brings whole architectures along, which no other command needs
 
+    if options.training:
+        steps = (options.steps[0], options.steps[1])
+        results, text = training(
+            work=options.work,
+            out=options.out,
+            images=options.items,
+            patch=options.patch,
+            batch=options.batch,
+            steps=steps,
+        )
+        _say(options, results, text)
+        return DONE
     results, text = bench(
         work=options.work, items=options.items, size=options.size, patches=options.patches, out=options.out
     )

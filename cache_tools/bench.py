@@ -16,6 +16,8 @@ import torch
 from cache_tools.bench_overhead import measure_overhead
 from cache_tools.bench_profiles import measure_errors, measure_sizes
 from cache_tools.bench_reading import measure_reading
+from cache_tools.bench_training import bench_training
+from cache_tools.bench_training import in_markdown as training_in_markdown
 from cache_tools.space import require_room
 from imaging.atomic import write_text
 
@@ -47,6 +49,23 @@ def bench(
     return results, text
 
 
+def training(
+    *, work: Path | None, out: Path | None, images: int, patch: int, batch: int, steps: tuple[int, int]
+) -> tuple[dict[str, Any], str]:
+    """Cached against live training by full-size experts."""
+    load = os.getloadavg()[0]
+    results = bench_training(work=work, images=images, patch=patch, batch=batch, steps=steps)
+    results |= {
+        "when": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["python", "-m", "cache_tools", *sys.argv[1:]]),
+        "machine": _machine(load),
+    }
+    text = "\n".join([*_head(results, "Training"), training_in_markdown(results)])
+    if out is not None:
+        write_text(out, text)
+    return results, text
+
+
 def _machine(load: float) -> str:
     """Cores and memory in general words; load above the cores says that others were at work too."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -63,8 +82,8 @@ def in_markdown(results: dict[str, Any]) -> str:
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def _head(results: dict[str, Any]) -> list[str]:
-    return ["# Cache", "", f"`{results['command']}`, {results['when']}.", "", f"{results['machine']}.", ""]
+def _head(results: dict[str, Any], title: str = "Cache") -> list[str]:
+    return [f"# {title}", "", f"`{results['command']}`, {results['when']}.", "", f"{results['machine']}.", ""]
 
 
 def _sizes(results: dict[str, Any]) -> list[str]:

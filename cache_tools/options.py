@@ -102,6 +102,14 @@ def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--items", type=int, default=6, help="images in the reading benchmark")
     parser.add_argument("--size", type=_size, default=(339, 510), metavar="HxW", help="their LR size")
     parser.add_argument("--patches", type=int, default=200, help="patches to read, cold and warm")
+    parser.add_argument(
+        "--training", action="store_true", help="instead: training from a cache of full-size experts against live"
+    )
+    parser.add_argument("--patch", type=int, default=48, help="LR side of the patches trained on (with --training)")
+    parser.add_argument("--batch", type=int, default=2, help="patches a step (with --training)")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=(40, 1), metavar=("CACHED", "LIVE"), help="steps (with --training)"
+    )
 
 
 def _image_options(parser: argparse.ArgumentParser, profile: str = "compact") -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +17,16 @@ from experts.check import check, listed
 from experts.deploy import deploy
 from experts.fetch import fetch
 from experts.load import load_network
-from experts.native.bench import as_json, as_markdown, bench
-from experts.open import find_device, open_expert
+from experts.native.bench import as_json, as_markdown, bench, machine
+from experts.native.bench_fold import bench_fold, fold_json, fold_markdown
+from experts.open import find_device, open_expert, open_experts
+from experts.quality import measure_quality, quality_json, quality_markdown
 from experts.weights import pretrained_folder, read_state_file
 from imaging import command
 from imaging.atomic import write_text
+from imaging.degrade import DegradeSettings
+from imaging.refusal import Refusal
+from imaging.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Parse, do, print."""
     options = _parser().parse_args(arguments)
+    options.words = arguments
     catalog = load_catalog(options.config)
     return options.do(options, catalog)
 
@@ -74,11 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(do=_deploy)
 
     one = commands.add_parser("bench-native", parents=[common], help="what the native networks and their parts cost")
+    parts = ("cost", "fold", "quality")
+    one.add_argument("--what", nargs="+", choices=parts, default=["cost"], help="which tables (cost)")
     one.add_argument("--size", type=int, nargs="+", default=[256], metavar="N", help="sides of the LR image")
-    one.add_argument("--network", help="only this one")
+    one.add_argument("--network", help="cost and fold: only this one")
     one.add_argument("--threads", type=int, default=2)
-    one.add_argument("--repeats", type=int, default=3)
-    one.add_argument("--record", type=Path, metavar="FILE.md", help="write the table there as well")
+    one.add_argument("--repeats", type=int, default=3, help="of each cost")
+    one.add_argument("--pairs", type=int, default=12, help="of folded and not folded, in turns, at the smallest size")
+    one.add_argument("--experts", nargs="+", default=[], metavar="NAME|FILE", help="whose quality to measure")
+    one.add_argument("--hr", action="append", default=[], metavar="NAME=FOLDER", help="true images; may be repeated")
+    one.add_argument("--images", type=int, metavar="N", help="only the first of each folder")
+    one.add_argument("--degrade", type=Path, metavar="FILE.yaml", help="a further row, as training degrades")
+    one.add_argument("--record", type=Path, metavar="FILE.md", help="write the tables there as well")
     one.set_defaults(do=_bench_native)
     return parser
 
@@ -140,15 +155,46 @@ def _deploy(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _bench_native(options: argparse.Namespace, catalog: Catalog) -> int:  # noqa: ARG001 (as every command)
-    results = bench(options.size, threads=options.threads, repeats=options.repeats, only=options.network)
-    how = {"threads": options.threads, "repeats": options.repeats}
+    on, threads = machine(), options.threads
+    texts = [
+        "# Native experts: measured\n",
+        f"{time.strftime('%Y-%m-%d')}, `python -m experts bench-native {shlex.join(options.words[1:])}`, "
+        f"torch {on['torch']}, CPU {on['processor']}, float32.\n",
+    ]
+    document: dict[str, object] = {**on, "threads": threads, "repeats": options.repeats}
+    if "cost" in options.what:
+        costs = bench(options.size, threads=threads, repeats=options.repeats, only=options.network)
+        texts.append(as_markdown(costs, threads=threads, repeats=options.repeats))
+        document["cost"] = as_json(costs)
+    if "fold" in options.what:
+        folded = bench_fold(min(options.size), threads=threads, pairs=options.pairs, only=options.network)
+        texts.append(fold_markdown(folded, threads=threads))
+        document["fold"] = fold_json(folded)
+    if "quality" in options.what:
+        experts = open_experts(options.experts, config=options.config)
+        mixed = None if options.degrade is None else load_settings(DegradeSettings, options.degrade)
+        scores = measure_quality(experts, _named_folders(options.hr), images=options.images, mixed=mixed)
+        texts.append(quality_markdown(scores))
+        document["quality"] = quality_json(scores)
+    text = "\n".join(texts)
     if options.record is not None:
-        write_text(options.record, as_markdown(results, **how))
+        write_text(options.record, text)
     if options.json:
-        command.print_json(as_json(results, **how))
+        command.print_json(document)
     else:
-        print(as_markdown(results, **how), end="")
+        print(text, end="")
     return command.DONE
+
+
+def _named_folders(words: Sequence[str]) -> dict[str, Path]:
+    """NAME=FOLDER words."""
+    named = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not (name and equals and folder) or name in named:
+            raise Refusal(f"'{word}' is not NAME=FOLDER with a name of its own", where="--hr", cure="write Set5=DIR/HR")
+        named[name] = Path(folder)
+    return named
 
 
 def _say(record: Record, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""python -m imaging check-resize | samples | downscale | compare: the bicubic against MATLAB's, photographs to try."""
+"""python -m imaging check-resize | samples | downscale | compare | pack: bicubic against MATLAB's, images to try."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from imaging.check_resize import as_json, check_folders
 from imaging.command import DONE, FAILURES_LISTED, print_json, run
 from imaging.compare import compare_folders
 from imaging.files import list_images, read_rgb, write_picture
+from imaging.pack import pack
 from imaging.resize import crop_to_multiple, downscale_8bit
 from imaging.samples import write_samples
 
@@ -55,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--hr", type=Path, required=True)
     one.add_argument("--out", type=Path, help="write the crops side by side to this file")
     one.set_defaults(do=_compare)
+
+    one = commands.add_parser("pack", parents=[common], help="training images in one folder of limited size")
+    one.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="image folders, in the order of data.hr")
+    one.add_argument("--to", type=Path, required=True, metavar="OUT")
+    one.add_argument("--limit-mib", type=float, default=48, metavar="N", help="of all images together")
+    one.add_argument("--least", type=int, default=192, metavar="N", help="shorter side of the smallest cut, in pixels")
+    one.set_defaults(do=_pack)
     return parser
 
 
@@ -87,6 +95,16 @@ def _compare(options: argparse.Namespace) -> int:
         print_json([asdict(one) for one in compared])
     else:
         print(_figures_table(compared))
+    return DONE
+
+
+def _pack(options: argparse.Namespace) -> int:
+    packed = pack(options.folders, options.to, limit=int(options.limit_mib * 2**20), least=options.least)
+    if options.json:
+        print_json(asdict(packed))
+    else:
+        counts = f"{packed.copied} images as they are, {packed.cut} cut, {packed.left_out} left out"
+        print(f"{packed.folder}: {counts}; {packed.bytes / 2**20:.1f} MiB, {packed.pixels_kept:.1%} of all pixels")
     return DONE
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
+from imaging.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,16 +90,10 @@ def _trunk_weights(path: Path) -> dict[str, Tensor]:
     named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     if named and hashlib.sha256(path.read_bytes()).hexdigest()[:8] != named[1]:
         raise Refusal("is damaged: its sha256 does not begin as its name says", where=path, cure=_CURE)
+    if path.suffix != ".safetensors":
+        return load_tensors(path, cure=_CURE)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # any reader failure means the same to the user: this is not the file
-        raise Refusal(
-            f"cannot be loaded as weights ({type(error).__name__}: {error})", where=path, cure=_CURE
-        ) from None
-    if not isinstance(weights, dict):
-        raise Refusal("does not hold a table of weights", where=path, cure=_CURE)
-    return weights
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refusal(f"is not a whole safetensors file ({first[:120]})", where=path, cure=_CURE) from None

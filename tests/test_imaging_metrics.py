@@ -180,10 +180,13 @@ def test_files_that_are_no_trunk_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="no such LPIPS trunk"):
         lpips_distance(sr, hr, trunk=tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(Refusal, match="cannot be loaded as weights"):
-        lpips_distance(sr, hr, trunk=tmp_path / "text.pth")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name, says in (("text.pth", "is damaged"), ("text.safetensors", "not a whole safetensors file")):
+        with pytest.raises(Refusal, match=says) as caught:
+            lpips_distance(sr, hr, trunk=tmp_path / name)
+        assert len(str(caught.value).splitlines()) == 1
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(Refusal, match="table of weights"):
+    with pytest.raises(Refusal, match="holds a list, not named tensors"):
         lpips_distance(sr, hr, trunk=tmp_path / "list.pth")
 
 
@@ -202,6 +205,6 @@ def test_a_trunk_with_code_in_it_does_not_run(tmp_path: Path) -> None:
     digest = hashlib.sha256((tmp_path / "trap.pth").read_bytes()).hexdigest()[:8]
     named = (tmp_path / "trap.pth").rename(tmp_path / f"trap-{digest}.pth")
     sr, hr = pair(1, 64, 64)
-    with pytest.raises(Refusal, match="cannot be loaded as weights"):
+    with pytest.raises(Refusal, match="holds more than tensors and was not opened"):
         lpips_distance(sr, hr, trunk=named)
     assert not (tmp_path / "ran").exists()

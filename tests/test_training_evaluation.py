@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from scipy.optimize import minimize
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from cache_tools.reader import CacheReader
 from fusion.__main__ import main
-from fusion.evaluation.ablate import VARIANTS, merged
+from fusion.base_fit import fit_base
+from fusion.evaluation.ablate import CONFIGURED, merged, variants_of
 from fusion.evaluation.headroom import BACK_PROJECTED, BY_BAND, LEAST_SQUARES, ORACLES, PER_BAND, analyze
 from fusion.evaluation.oracle import best_mix_per_window, best_per_pixel, best_per_window, convex_weights
+from fusion.network import ExpertSlot, FusionSettings, FusionSR
+from fusion.network.save import save_model
 from imaging.refusal import Refusal
 from tests.training_parts import SMALL_FUSION, fusion_document, make_striped_cache, write_config, write_pictures
 
@@ -123,8 +128,52 @@ def test_what_does_not_pair_is_listed_and_makes_the_exit_code_1(tmp_path, capsys
     assert "img1" in printed.out and "inf" in printed.out
 
 
+def toolkit_score(averages):
+    """The formula of the toolkit's README, on averages."""
+    perceptual = (1 - averages["LPIPS"]) + (1 - averages["DISTS"]) + averages["CLIPIQA"] + averages["MANIQA"]
+    return perceptual + averages["MUSIQ"] / 100 + max(0, (10 - averages["NIQE"]) / 10)
+
+
+def test_the_ntire_score_is_made_of_averages_of_whole_colour_images(tmp_path, monkeypatch, capsys):
+    """Against the toolkit's formula with stand-ins for pyiqa's networks; NIQE above 10 for one image is not cut."""
+    asked = []
+
+    def create_metric(name, device=None):
+        def metric(*images):
+            asked.append((name, len(images), tuple(images[0].shape), float(images[0].max()) <= 1))
+            value = float(images[0].mean())
+            if name == "niqe":
+                return torch.tensor([40 * value - 10])
+            return torch.tensor([100 * value if name == "musiq" else value])
+
+        return metric
+
+    module = type(sys)("pyiqa")
+    monkeypatch.setattr(module, "create_metric", create_metric, raising=False)
+    monkeypatch.setitem(sys.modules, "pyiqa", module)
+    hr = write_pictures(tmp_path / "hr", 2)
+    levels = []
+    for number, path in enumerate(sorted(hr.iterdir())):
+        Image.fromarray(np.full((48, 56, 3), 90 + 60 * number, np.uint8)).save(path)
+        levels.append((90 + 60 * number) / 255)
+    assert main(["evaluate", "--sr", str(hr), "--hr", str(hr), "--ntire", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    averages = dict.fromkeys(("LPIPS", "DISTS", "CLIPIQA", "MANIQA"), np.mean(levels))
+    averages |= {"MUSIQ": 100 * np.mean(levels), "NIQE": np.mean([40 * level - 10 for level in levels])}
+    assert 40 * levels[1] - 10 > 10 > averages["NIQE"], "the case must tell averaging from cutting each image"
+    assert found["mean"]["psnr_y"] is None, "identical images: infinity, which JSON does not have"
+    assert found["mean"]["ntire"] == pytest.approx(toolkit_score(averages), abs=1e-5)
+    assert set(asked) == {
+        (name, 2 if name in ("lpips", "dists") else 1, (1, 3, 48, 56), True)
+        for name in ("lpips", "dists", "clipiqa", "maniqa", "musiq", "niqe")
+    }
+    assert main(["evaluate", "--sr", str(hr), "--hr", str(hr), "--ntire"]) == 0
+    *_, head, one, two, mean = capsys.readouterr().out.splitlines()
+    assert head.split()[-1] == "ntire" and len(mean.split()) == len(one.split()) + 1 == len(two.split()) + 1
+
+
 def test_the_ntire_score_without_pyiqa_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyiqa", None)
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
     folder = write_pictures(tmp_path / "hr", 1)
     with pytest.raises(Refusal, match="needs pyiqa"):
         main(["evaluate", "--sr", str(folder), "--hr", str(folder), "--ntire"])
@@ -133,20 +182,48 @@ def test_the_ntire_score_without_pyiqa_is_refused(tmp_path, monkeypatch):
 def test_ablate_trains_the_variants_and_reads_finished_ones_back(cache, tmp_path, capsys):
     document = fusion_document(cache, tmp_path / "run", steps=2, validation={"every": 2}, checkpoint={"every": 2})
     config = write_config(tmp_path / "config.yaml", document)
-    words = ["ablate", "--config", str(config), "--cache", str(cache), "--only", "full,no refine"]
+    words = ["ablate", "--config", str(config), "--cache", str(cache), "--seeds", "3,4"]
+    words += ["--only", "as configured,no refine"]
     assert main(words) == 0
     first = capsys.readouterr().out
     assert "base only" in first and "no refine" in first
     rows = json.loads((tmp_path / "run/ablation.json").read_text())
-    assert set(rows) == {"full", "no refine"} and rows["full"]["base_psnr_y"] == rows["no refine"]["base_psnr_y"]
+    assert set(rows) == {CONFIGURED, "no refine"}
+    # The same images are held out whatever the seed, so every run has the same base.
+    assert len({run["base_psnr_y"] for row in rows.values() for run in row["runs"]}) == 1
+    gains = [run["gain_db"] for run in rows[CONFIGURED]["runs"]]
+    assert gains[0] != gains[1]
+    assert rows[CONFIGURED]["gain_db"] == pytest.approx(np.mean(gains))
+    assert rows[CONFIGURED]["spread_db"] == pytest.approx(np.std(gains, ddof=1))
     assert main(words) == 0 and capsys.readouterr().out.endswith(first.splitlines()[-1] + "\n")
     with pytest.raises(Refusal, match="did you mean 'no refine'"):
         main([*words[:-1], "no refin"])
+    with pytest.raises(Refusal, match="twice"):
+        main([*words, "--seeds", "1,1"])
 
 
-def test_every_variant_changes_what_it_names():
-    for name, change in VARIANTS.items():
-        settings = merged(SMALL_FUSION, change)
-        for key, value in change.items():
-            assert settings[key]["enabled"] is False if isinstance(value, dict) else settings[key] == value, name
-    assert merged(SMALL_FUSION, VARIANTS["no refine"])["refine"] == {"width": 16, "enabled": False}
+def test_every_variant_turns_one_thing():
+    variants = variants_of({**SMALL_FUSION, "edges": {"enabled": False}})
+    assert variants["with edges"] == {"edges": {"enabled": True}}
+    assert variants["no refine"] == {"refine": {"enabled": False}}
+    assert merged(SMALL_FUSION, variants["no refine"])["refine"] == {"width": 16, "enabled": False}
+    assert "no features" not in variants_of({**SMALL_FUSION, "features": "none"})
+
+
+def test_judge_compares_with_every_rival(cache, tmp_path, capsys):
+    model = FusionSR(FusionSettings(experts=(ExpertSlot(name="one", channels=0), ExpertSlot(name="two", channels=0))))
+    reader = CacheReader(cache, features=False)
+    items = ((b.sr_BECHW[0], b.hr_BCHW[0], b.lr_BCHW[0]) for b in reader)
+    model.set_base(fit_base(items, ("one", "two")))
+    save_model(model, tmp_path / "model.safetensors")
+    assert main(["judge", str(tmp_path / "model.safetensors"), str(cache), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[cache.name]
+    headroom = analyze(cache).table.as_dict()
+    for row in ("one", "two", "mean", LEAST_SQUARES):
+        assert found["scores"][row] == headroom[row]
+    assert found["scores"]["fused"] == found["scores"]["base"]  # untrained
+    assert found["fused_against"]["base"]["gain_db"] == 0
+    gain = headroom[LEAST_SQUARES]["psnr_y"] - headroom["mean"]["psnr_y"]
+    assert found["fused_against"]["mean"]["gain_db"] >= gain - 1e-3
+    assert main(["judge", str(tmp_path / "model.safetensors"), str(cache)]) == 0
+    assert "fused against mean: " in capsys.readouterr().out

@@ -115,7 +115,7 @@ def measure(case: Case, size: int, threads: int, repeats: int) -> Measured:
         network.reparameterize()
     # Work per pixel does not change with the size: all parts are local or linear (held by a test).
     multiply_adds = multiply_adds_of(network, case.channels) * (size / 64) ** 2
-    image_BCHW = _picture(size, case.channels)
+    image_BCHW = picture(size, case.channels)
     held = _highest_mib()
     seconds, cpu_seconds = [], []
     for _ in range(repeats):
@@ -138,11 +138,11 @@ def measure(case: Case, size: int, threads: int, repeats: int) -> Measured:
 def multiply_adds_of(network: nn.Module, channels: int) -> float:
     """Of one forward at 64x64; attention is taken apart into matrix products, since its fused form is not counted."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        network(_picture(64, channels))
+        network(picture(64, channels))
     return counter.get_total_flops() / 2
 
 
-def _picture(size: int, channels: int) -> torch.Tensor:
+def picture(size: int, channels: int) -> torch.Tensor:
     """(1, C, size, size): the left half flat, as skies are, the right half busy."""
     picture_BCHW = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
     picture_BCHW[..., : size // 2] = 0.5
@@ -158,30 +158,30 @@ def _highest_mib() -> float:
 def as_markdown(results: Sequence[Measured], *, threads: int, repeats: int) -> str:
     """The table with what it was measured on."""
     lines = [
-        "# Native experts: cost",
+        "## Cost",
         "",
-        f"`python -m experts bench-native`, torch {torch.__version__}, {threads} threads of one CPU "
-        f"({platform.machine()}), float32, the fastest of {repeats}. Sizes are of the LR image; the output is 4x. "
+        f"{threads} threads, the fastest of {repeats}. Sizes are of the LR image; the output is 4x. "
         "Multiply-adds count convolutions and matrix products. CPU seconds count all threads: with one thread they "
         "are the steadier figure on a machine that others share. Memory is the peak above what was held before the "
         "forward. The left half of the picture is flat. Random weights.",
         "",
-        "| network | form | size | parameters | G multiply-adds | seconds | CPU seconds | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | form | size | parameters | G multiply-adds | seconds | CPU seconds | megapixels per CPU second "
+        "| peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {r.network} | {r.form} | {r.size} | {r.parameters:,} | {r.giga_multiply_adds:.2f} | {r.seconds:.2f} "
-        f"| {r.cpu_seconds:.2f} | {r.peak_mib:.0f} |"
+        f"| {r.cpu_seconds:.2f} | {(4 * r.size) ** 2 / 1e6 / max(r.cpu_seconds, 1e-9):.2f} | {r.peak_mib:.0f} |"
         for r in results
     ]
     return "\n".join(lines) + "\n"
 
 
-def as_json(results: Sequence[Measured], *, threads: int, repeats: int) -> dict[str, Any]:
-    """The same as one document."""
-    return {
-        "torch": torch.__version__,
-        "threads": threads,
-        "repeats": repeats,
-        "results": [asdict(result) for result in results],
-    }
+def as_json(results: Sequence[Measured]) -> list[dict[str, Any]]:
+    """The same as plain data."""
+    return [asdict(result) for result in results]
+
+
+def machine() -> dict[str, str]:
+    """What everything here was measured on."""
+    return {"torch": torch.__version__, "processor": platform.machine(), "system": platform.system()}

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from fusion.evaluation.ntire import PREFIX, SCORE, ntire_measures, ntire_score
 from imaging.files import list_images, read_rgb
 from imaging.metrics import psnr, ssim
 from imaging.perceptual import lpips_distance
@@ -18,7 +18,7 @@ from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     Measure = Callable[[Tensor, Tensor], float]
 
 MARK = "x4"
-# NTIRE's perceptual score: sum of six measures, each brought to [0, 1] and made "higher is better".
-NTIRE = {
-    "lpips": lambda v: 1 - v,
-    "dists": lambda v: 1 - v,
-    "clipiqa": lambda v: v,
-    "maniqa": lambda v: v,
-    "musiq": lambda v: v / 100,
-    "niqe": lambda v: max(0.0, (10 - v) / 10),
-}
-_WITH_TRUTH = {"lpips", "dists"}
 
 
 @dataclass(frozen=True)
@@ -48,15 +38,25 @@ class Evaluation:
     failures: list[str]
 
     def means(self) -> dict[str, float]:
-        """The average of each measure over the images."""
+        """The average of each measure over the images; NTIRE's score is made of these averages."""
         measures = next(iter(self.scores.values()), {})
-        return {name: sum(one[name] for one in self.scores.values()) / len(self.scores) for name in measures}
+        means = {name: sum(one[name] for one in self.scores.values()) / len(self.scores) for name in measures}
+        return means | ({SCORE: ntire_score(means)} if any(name.startswith(PREFIX) for name in means) else {})
 
 
-def evaluate(sr: Path, hr: Path, *, space: Space, border: int, lpips: bool, ntire: bool) -> Evaluation:
-    """Score every truth that has a result."""
+def evaluate(
+    sr: Path,
+    hr: Path,
+    *,
+    space: Space,
+    border: int,
+    lpips: bool,
+    ntire: bool,
+    extra: Mapping[str, Measure] | None = None,
+) -> Evaluation:
+    """Score every truth that has a result; `extra` measures come after those asked for by name."""
     pairs, failures = pair_up(sr, hr)
-    measures = make_measures(space=space, border=border, lpips=lpips, ntire=ntire)
+    measures = make_measures(space=space, border=border, lpips=lpips, ntire=ntire) | dict(extra or {})
     scores: dict[str, dict[str, float]] = {}
     for name, (ours, truth) in tqdm(pairs.items(), desc="scoring", unit="image", disable=None):
         sr_BCHW, hr_BCHW = read_rgb(ours), read_rgb(truth)
@@ -95,33 +95,16 @@ def make_measures(*, space: Space, border: int, lpips: bool, ntire: bool) -> dic
     }
     if lpips:
         measures["lpips"] = lambda sr, hr: float(lpips_distance(sr, hr))
-    if ntire:
-        measures["ntire"] = _ntire_score()
-    return measures
-
-
-def _ntire_score() -> Measure:
-    try:
-        pyiqa = importlib.import_module("pyiqa")
-    except ImportError:
-        cure = "pip install 'championship-sr[iqa]' in an environment of its own (its licence is non-commercial)"
-        raise Refusal("the NTIRE perceptual score needs pyiqa", where="--ntire", cure=cure) from None
-    metrics = {name: pyiqa.create_metric(name) for name in NTIRE}
-
-    def score(sr_BCHW: Tensor, hr_BCHW: Tensor) -> float:
-        total = 0.0
-        for name, metric in metrics.items():
-            value = metric(sr_BCHW, hr_BCHW) if name in _WITH_TRUTH else metric(sr_BCHW)
-            total += NTIRE[name](float(value))
-        return total
-
-    return score
+    return measures | (ntire_measures() if ntire else {})
 
 
 def lines_of(found: Evaluation, names: Sequence[str]) -> list[str]:
     """The table as text: one line per image, the means last."""
     width = max([len(name) for name in found.scores] + [4])
     head = f"{'':<{width}}" + "".join(f"{name:>12}" for name in names)
-    rows = [f"{item:<{width}}" + "".join(f"{one[name]:>12.4f}" for name in names) for item, one in found.scores.items()]
+    rows = [
+        f"{item:<{width}}" + "".join(f"{one[name]:>12.4f}" if name in one else f"{'':>12}" for name in names)
+        for item, one in found.scores.items()
+    ]
     means = found.means()
     return [head, *rows, f"{'mean':<{width}}" + "".join(f"{means[name]:>12.4f}" for name in names)]

@@ -7,6 +7,7 @@ Axes: C colour, H and W of an output.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -16,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from spandrel.architectures.HAT import HAT
 
+from fusion.inference.seams import compare
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.save import FILE_NAME, save_model
 from imaging.atomic import write_text
@@ -45,6 +47,7 @@ class Run:
 
     peak_mb: float
     seconds: float
+    said: dict[str, Any]  # with --json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         if words.image is not None:
             hat = small_hat(Path(folder) / "small-hat.safetensors")
             both = random_fusion(Path(folder) / "random-fusion", {"edsr-s": 48, hat.stem: 24})
-            models = [("none", "edsr-s"), ("none", str(hat)), (str(both), f"edsr-s,{hat}")]
+            models = [("none", one) for one in (*words.experts.split(","), str(hat))] + [(str(both), f"edsr-s,{hat}")]
+            models += [(words.model, "")] if words.model else []
             lines += tiling_table(words.image, models, words.tile, Path(folder))
     write_text(words.out, "\n".join(lines) + "\n")
     log.info("%s", words.out)
@@ -97,32 +101,41 @@ def tiling_table(image: Path, models: Sequence[tuple[str, str]], tile: int, fold
     for model, experts in models:
         outputs = [folder / "whole.png", folder / "tiled.png"]
         for size, output in zip((0, tile), outputs, strict=True):
-            run_infer("-i", image, "-o", output, "-t", size, "--depth", 16, "--model", model, "--experts", experts)
+            words = ["-i", image, "-o", output, "-t", size, "--depth", 16, "--model", model]
+            run = run_infer(*words, *(["--experts", experts] if experts else []), "--json")
         whole, tiled = (read_raster(path)[0].levels_HWC.astype(np.float64) / 257 for path in outputs)
-        difference_HW = np.abs(whole - tiled).max(axis=-1)
-        name = Path(experts if model == "none" else model).stem
-        rows.append(f"| {name} | {difference_HW.max():.3f} | {np.sqrt((difference_HW**2).mean()):.4f} |")
-    head = "| experts or model | greatest difference, grey levels | root mean square |"
+        margin, multiple = run.said["margin"], run.said["multiple"]
+        found = compare(whole, tiled, tile=tile, margin=margin, multiple=multiple)
+        name = ", ".join(Path(one).stem for one in experts.split(",")) if model == "none" else Path(model).stem
+        seams = f"{found.at_seams:.4f} | {found.elsewhere:.4f} | {found.step:.4f}"
+        rows.append(f"| {name} | {margin} | {found.greatest:.3f} | {seams} |")
     text = (
-        f"## Tiled against whole\n\n{image.name}, tiles of {tile} LR pixels; small-hat is a random window attention\n"
-        "(two groups of windows of 16), random-fusion the whole fusion network with random weights over both."
+        f"## Tiled against whole\n\n{image.name}, tiles of {tile} LR pixels, in grey levels of 8 bits. Margin: LR"
+        " pixels of context on each side.\nAt seams: over the ramps where tiles meet and 4 pixels beside them. Step: the"
+        " mean jump along a whole seam, which an eye\ncould follow as a line; half a level is rounding. small-hat is a"
+        " random window attention (two groups of windows of 16),\nrandom-fusion the whole fusion network with random"
+        " weights over it and edsr-s."
     )
-    return [text, "", head, "|---|---|---|", *rows, ""]
+    head = "| experts or model | margin | greatest difference | rms at seams | rms elsewhere | greatest seam step |"
+    return [text, "", head, "|---|---|---|---|---|---|", *rows, ""]
 
 
 def run_infer(*words: object) -> Run:
     """Run infer.py as users do; its peak memory and processor time."""
     command = [sys.executable, str(INFER), *map(str, words)]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             errors.seek(0)
             last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
             raise Refusal(f"infer.py failed ({' '.join(last)[:300]})", where=shlex.join(command), cure="run it alone")
+        output.seek(0)
+        printed = output.read()
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(usage.ru_maxrss * unit / 1e6, usage.ru_utime + usage.ru_stime)
+    seconds = usage.ru_utime + usage.ru_stime
+    return Run(usage.ru_maxrss * unit / 1e6, seconds, json.loads(printed) if printed else {})
 
 
 def photograph(size: int) -> np.ndarray:

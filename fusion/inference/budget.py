@@ -1,12 +1,14 @@
-"""The cheapest expert's image of each tile -> what the other experts would gain there, and which of them to buy.
+"""An LR image -> what each selection of experts would gain on each tile, and which selection to run there.
 
-Experts are bought in a fixed order, tile by tile; each further one is a step with its seconds and its predicted gain.
-Axes: N tiles, K steps, D measures of a tile, H and W of a tile at four times LR size.
+The choices are a menu: selections of experts from the cheapest single one to all of them. What decides is measured on
+the LR image alone, in cells, before any expert runs. Axes: N tiles, M choices of the menu, D measures of a cell,
+P and Q rows and columns of cells, H and W of an LR image.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,6 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from imaging.metrics import luma
-from imaging.resize import resize_bicubic
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,104 +25,169 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-MEASURES = ("one", "fine", "middle", "coarse", "fine/middle", "middle/coarse", "coherence", "residual", "texture")
-_TINY = 1e-7  # a quarter of a grey level, squared: below it a tile is flat
+CELL = 16  # LR pixels a side of what is measured at once
+MEASURES = ("one", "fine", "middle", "coarse", "fine/middle", "middle/coarse", "coherence", "texture", "peaks", "bends")
+_TINY = 1e-7  # a quarter of a grey level, squared: below it a cell is flat
 
 
 class BudgetHead(Settings):
-    """What was learned from a cache: `gains[k]` and `error` are weights over MEASURES of a share of the detail.
+    """What was learned from a cache: `gains[m]` and `error` are weights over MEASURES of a share of the detail.
 
-    `order` begins with the cheapest expert, which runs everywhere; `seconds` is the cost per LR pixel, in any unit.
+    `menu` rises in cost from the cheapest expert to all of them; `gains` are those of its later choices over the
+    first, `error` what remains with all experts. `seconds` is each expert's cost per LR pixel, in any unit.
     """
 
-    order: tuple[str, ...] = Field(min_length=2)
+    menu: tuple[tuple[str, ...], ...] = Field(min_length=2)
     seconds: dict[str, float]
     weights_sha256: dict[str, str] = {}
     gains: tuple[tuple[float, ...], ...]
     error: tuple[float, ...]
-    tile: int
-    items: int
+    cell: int = CELL
+    cells: int
     source: str
+    measured_on: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> BudgetHead:
-        if set(self.seconds) != set(self.order) or min(self.seconds.values()) <= 0:
-            raise ValueError("seconds must name each expert of the order, all above 0")
-        if len(self.gains) != len(self.order) - 1 or any(
-            len(row) != len(MEASURES) for row in (*self.gains, self.error)
+        if set(self.seconds) != set(self.experts) or min(self.seconds.values()) <= 0:
+            raise ValueError("seconds must name each expert of the menu, all above 0")
+        if any(cheap > dear * (1 + 1e-9) for cheap, dear in pairwise(self.costs)) or set(self.menu[-1]) != set(
+            self.seconds
         ):
-            raise ValueError(f"gains must have a row of {len(MEASURES)} for each expert after the first")
+            raise ValueError("the menu must rise in cost and end with all experts")
+        if len(self.gains) != len(self.menu) - 1 or any(len(row) != len(MEASURES) for row in (*self.gains, self.error)):
+            raise ValueError(f"gains must have a row of {len(MEASURES)} for each choice after the first")
         return self
 
-    def predict(self, measures_ND: np.ndarray, energy_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted gains (N, K) and remaining error (N), as mean squared errors; never below zero."""
-        gains_NK = energy_N[:, None] * (measures_ND @ np.array(self.gains).T).clip(0)
-        return gains_NK, energy_N * (measures_ND @ np.array(self.error)).clip(0.02)
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """All of them, in the order of the last choice."""
+        return self.menu[-1]
+
+    @property
+    def costs(self) -> list[float]:
+        """Seconds per LR pixel of each choice."""
+        return [sum(self.seconds[name] for name in choice) for choice in self.menu]
+
+    def predict(self, measures_XD: np.ndarray, energy_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of any cells: predicted gains (X, M) over the first choice, and the error with all experts (X)."""
+        gains_XM = energy_X[:, None] * (measures_XD @ np.array(self.gains).T)
+        gains_XM = np.concatenate([np.zeros((len(energy_X), 1)), gains_XM], axis=1)
+        return gains_XM, energy_X * (measures_XD @ np.array(self.error)).clip(0.02)
 
 
-def measure_tile(lr_BCHW: Tensor, sr_BCHW: Tensor) -> tuple[np.ndarray, float]:
-    """The measures (D) of one tile, and its energy of fine detail, which gains are shares of."""
-    y = luma(sr_BCHW.float())
-    blurred = [y] + [_blur(y, radius) for radius in (1, 3, 8)]
-    fine, middle, coarse = (float((a - b).square().mean()) + _TINY for a, b in pairwise(blurred))
-    residual = resize_bicubic(sr_BCHW.float(), size=(lr_BCHW.shape[-2], lr_BCHW.shape[-1])) - lr_BCHW
-    missing = float(luma(residual + 0.5).sub(luma(torch.full_like(residual, 0.5))).square().mean()) + _TINY
-    dy, dx = y.diff(dim=-2)[..., :, :-1], y.diff(dim=-1)[..., :-1, :]
-    xx, yy, xy = (float(part.mean()) for part in (dx * dx, dy * dy, dx * dy))
-    coherence = ((xx - yy) ** 2 + 4 * xy**2) ** 0.5 / (xx + yy + _TINY)
-    steps = float((dx.abs() + dy.abs()).mean()) ** 2 / (xx + yy + _TINY)
-    logs = np.log(np.array([fine, middle, coarse, missing]) / _TINY) / 10
-    ratios = np.log([fine / middle, middle / coarse]) / 5
-    measures = np.array([1.0, *logs[:3], *ratios, coherence, logs[3] - logs[0], steps])
-    return measures, fine
+def measure_cells(lr_BCHW: Tensor, cell: int = CELL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measures (P, Q, D), energies of fine detail (P, Q), which gains are shares of, and LR pixels (P, Q) of each cell.
 
-
-def choose_steps(
-    gains_NK: np.ndarray, pixels_N: np.ndarray, step_seconds: Sequence[float], allowed: float
-) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """How many steps each tile buys (N) within `allowed` seconds, in order of gain per second; and the curve.
-
-    The curve lists (seconds, summed gain) after each purchase. A dear step that a good one follows is bought with it.
+    Cells count from the top left corner; the last of a row or column is what remains.
     """
-    bundles = [_bundles(gains, pixels, step_seconds) for gains, pixels in zip(gains_NK, pixels_N, strict=True)]
-    queue = [(-one[0].ratio, tile, 0) for tile, one in enumerate(bundles) if one]
+    y = luma(lr_BCHW.float())
+    blurred = [y] + [_blur(y, radius) for radius in (1, 2, 4)]
+    bands = [one - other for one, other in pairwise(blurred)]
+    ahead = F.pad(y, (0, 1, 0, 1), mode="replicate")
+    dy, dx = ahead.diff(dim=-2)[..., :, :-1], ahead.diff(dim=-1)[..., :-1, :]
+    around = F.pad(y, (1, 1, 1, 1), mode="replicate")
+    bend = 4 * y - around[..., 2:, 1:-1] - around[..., :-2, 1:-1] - around[..., 1:-1, 2:] - around[..., 1:-1, :-2]
+    maps = [*(band.square() for band in bands), dx * dx, dy * dy, dx * dy, dx.abs() + dy.abs()]
+    maps_KHW = torch.cat([*maps, bands[0].pow(4), bend.square(), torch.ones_like(y)])[:, 0]
+    sums_KPQ = cell_sums(maps_KHW.double(), cell)
+    pixels_PQ = sums_KPQ[-1]
+    fine, middle, coarse, xx, yy, xy, steps, peaks, bends = sums_KPQ[:-1] / pixels_PQ
+    fine, middle, coarse, bends = (one + _TINY for one in (fine, middle, coarse, bends))
+    power = xx + yy + _TINY
+    logs = [np.log(one / _TINY) / 10 for one in (fine, middle, coarse)]
+    ratios = [np.log(fine / middle) / 5, np.log(middle / coarse) / 5]
+    coherence = np.sqrt((xx - yy) ** 2 + 4 * xy**2) / power
+    shape = [coherence, steps**2 / power, np.log(peaks / fine**2 + 1e-3) / 5, np.log(bends / power) / 5]
+    return np.stack([np.ones_like(fine), *logs, *ratios, *shape], axis=-1), fine, pixels_PQ
+
+
+def choose(
+    gains_NM: np.ndarray, pixels_N: np.ndarray, costs_M: Sequence[float], allowed: float
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """Which choice each tile gets (N) for `allowed` seconds in all, and the curve of (seconds, summed gain) on the way.
+
+    Every tile has the first choice, whatever is allowed. Then tiles are bettered in order of gain per second, each
+    along the upper hull of its choices; what remains when the next best does not fit goes to the best that does.
+    More seconds never give less gain: what fits into a remainder gains less than the next best.
+    """
+    hulls = [
+        _hull(gains_M * pixels, np.array(costs_M) * pixels) for gains_M, pixels in zip(gains_NM, pixels_N, strict=True)
+    ]
+    queue = [(-hull[0].ratio, tile, 0) for tile, hull in enumerate(hulls) if hull]
     heapq.heapify(queue)
-    bought_N = np.zeros(len(bundles), dtype=int)
-    seconds, gain, curve = 0.0, 0.0, [(0.0, 0.0)]
+    chosen_N = np.zeros(len(hulls), dtype=int)
+    seconds, gain = float(costs_M[0] * pixels_N.sum()), 0.0
+    curve = [(seconds, gain)]
     while queue:
         _, tile, index = heapq.heappop(queue)
-        bundle = bundles[tile][index]
-        if seconds + bundle.seconds > allowed * (1 + 1e-9):
-            break  # the next best does not fit: stopping here keeps a larger budget's plan a superset of this one
-        seconds, gain = seconds + bundle.seconds, gain + bundle.gain
-        bought_N[tile] = bundle.last
+        step = hulls[tile][index]
+        if seconds + step.seconds > allowed * (1 + 1e-9):
+            break
+        seconds, gain = seconds + step.seconds, gain + step.gain
+        chosen_N[tile] = step.choice
         curve.append((seconds, gain))
-        if index + 1 < len(bundles[tile]):
-            heapq.heappush(queue, (-bundles[tile][index + 1].ratio, tile, index + 1))
-    return bought_N, curve
+        if index + 1 < len(hulls[tile]):
+            heapq.heappush(queue, (-hulls[tile][index + 1].ratio, tile, index + 1))
+    curve += _spend_rest(chosen_N, gains_NM, pixels_N, np.array(costs_M), allowed, curve[-1])
+    return chosen_N, curve
 
 
-class _Bundle:
-    """Consecutive steps bought together: up to step `last`, for so many seconds, with so much gain."""
+class _Step:
+    """From the choice before to `choice`: so many seconds more, so much gain."""
 
-    def __init__(self, last: int, seconds: float, gain: float) -> None:
-        self.last, self.seconds, self.gain = last, seconds, gain
+    def __init__(self, choice: int, seconds: float, gain: float) -> None:
+        self.choice, self.seconds, self.gain = choice, seconds, gain
 
     @property
     def ratio(self) -> float:
-        return self.gain / self.seconds
+        return self.gain / self.seconds if self.seconds > 0 else math.inf * (self.gain > 0 or -1)
 
 
-def _bundles(gains_K: np.ndarray, pixels: float, step_seconds: Sequence[float]) -> list[_Bundle]:
-    """A tile's steps as bundles of falling gain per second; those that gain nothing are not for sale."""
-    found: list[_Bundle] = []
-    for step, (gain, cost) in enumerate(zip(gains_K, step_seconds, strict=True), 1):
-        bundle = _Bundle(step, cost * pixels, float(gain) * pixels)
-        while found and found[-1].ratio <= bundle.ratio:
+def _hull(gains_M: np.ndarray, seconds_M: np.ndarray) -> list[_Step]:
+    """A tile's steps along the upper hull of its choices: of falling gain per second, none that gains nothing."""
+    found: list[_Step] = []
+    at, so_far = 0, 0.0
+    for choice in range(1, len(gains_M)):
+        step = _Step(choice, float(seconds_M[choice] - seconds_M[at]), float(gains_M[choice]) - so_far)
+        while found and found[-1].ratio <= step.ratio:
             before = found.pop()
-            bundle = _Bundle(step, before.seconds + bundle.seconds, before.gain + bundle.gain)
-        found.append(bundle)
-    return [bundle for bundle in found if bundle.gain > 0]
+            step = _Step(choice, before.seconds + step.seconds, before.gain + step.gain)
+        if step.gain > 0:
+            found.append(step)
+        at = found[-1].choice if found else 0
+        so_far = float(gains_M[at])
+    return found
+
+
+def _spend_rest(
+    chosen_N: np.ndarray,
+    gains_NM: np.ndarray,
+    pixels_N: np.ndarray,
+    costs_M: np.ndarray,
+    allowed: float,
+    reached: tuple[float, float],
+) -> list[tuple[float, float]]:
+    """Better tiles in place by whatever fits into what is left, the largest gain first; the curve's further points."""
+    further: list[tuple[float, float]] = []
+    seconds, gain = reached
+    while True:
+        dearer_NM = (costs_M[None] - costs_M[chosen_N][:, None]) * pixels_N[:, None]
+        better_NM = (gains_NM - np.take_along_axis(gains_NM, chosen_N[:, None], 1)) * pixels_N[:, None]
+        fits_NM = (dearer_NM >= 0) & (seconds + dearer_NM <= allowed * (1 + 1e-9)) & (better_NM > 0)
+        if not fits_NM.any():
+            return further
+        tile, choice = np.unravel_index(np.where(fits_NM, better_NM, -np.inf).argmax(), fits_NM.shape)
+        seconds, gain = seconds + float(dearer_NM[tile, choice]), gain + float(better_NM[tile, choice])
+        chosen_N[tile] = choice
+        further.append((seconds, gain))
+
+
+def cell_sums(maps_KHW: Tensor, cell: int) -> np.ndarray:
+    """Sums over cells (K, P, Q); beyond the image there is nothing to add."""
+    height, width = maps_KHW.shape[-2:]
+    padded_KHW = F.pad(maps_KHW, (0, -width % cell, 0, -height % cell))
+    return (F.avg_pool2d(padded_KHW, cell) * cell**2).numpy()
 
 
 def _blur(y_B1HW: Tensor, radius: int) -> Tensor:

@@ -1,32 +1,42 @@
 """A budget head and a user's budget -> per image the plan which experts run on which tile, and the answers to it.
 
-Axes: B batch (1), K layers, N tiles, H and W.
+Axes: B batch (1), K layers, N tiles, M choices of the menu, P and Q rows and columns of cells, H and W.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.inference.budget import BudgetHead, choose_steps, measure_tile
-from fusion.inference.elastic import Elastic
-from fusion.inference.ensemble import PLAIN, Answer, Ensemble, Place, answer_tile
+from cache_tools.dihedral import transform, undo
+from fusion.inference.budget import BudgetHead, choose, measure_cells
+from fusion.inference.choice import DEFAULT
+from fusion.inference.ensemble import PLAIN, Ensemble, Place, answer_tile
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from fusion.inference.options import Options
     from fusion.inference.source import Source
     from fusion.inference.upscale import Grid
 
-_KEPT_BYTES = 512 << 20  # of the cheapest expert's answers, so that it need not run twice
+HEAD_FILE = "budget.json"  # beside a model's own file
+
+
+def find_head(model: str, pretrained: Path) -> Path:
+    """The head that lies in the named model's folder, or beside its file: train.py puts it there."""
+    path = pretrained if model == DEFAULT else Path(model)
+    head = (path if path.is_dir() else path.parent) / HEAD_FILE
+    if head.is_file():
+        return head
+    cure = "add --budget-head FILE from `python -m fusion fit-budget`, or train the model by train.py from a cache"
+    raise Refusal("has no budget head beside it", where=f"model {model}", cure=cure)
 
 
 class Buyer:
@@ -35,15 +45,14 @@ class Buyer:
     def __init__(self, head: BudgetHead, budget: float | None, max_loss: float | None) -> None:
         self.head, self._budget, self._max_loss = head, budget, max_loss
         self._grid: Grid | None = None
-        self._bought: np.ndarray | None = None
-        self._kept: dict[tuple[int, int], Answer] = {}
+        self._chosen: np.ndarray | None = None
 
     @classmethod
     def load(cls, path: Path, ensemble: Ensemble, options: Options) -> Buyer:
         """Read the head and refuse one that was made for other experts."""
         head = load_settings(BudgetHead, path)
-        if set(head.order) != set(ensemble.names):
-            what = f"is for {', '.join(head.order)}, here run {', '.join(ensemble.names)}"
+        if set(head.experts) != set(ensemble.names):
+            what = f"is for {', '.join(head.experts)}, here run {', '.join(ensemble.names)}"
             raise Refusal(what, where=path, cure="fit it on a cache of these experts")
         if ensemble.identity["fusion"]["kind"] != "fusion":
             raise Refusal("no fusion model knows how to weigh a part of the experts", where=path, cure="give --model")
@@ -55,38 +64,32 @@ class Buyer:
 
     @property
     def cheapest(self) -> str:
-        """The expert that runs everywhere."""
-        return self.head.order[0]
+        """The expert whose image a report shows of every tile."""
+        return self.head.menu[0][0]
 
     def layer_names(self, ensemble: Ensemble) -> list[str]:
         """What `answer` gives beyond the image's three: only the cheapest expert's image is there everywhere."""
         gates = [f"gate/{name}" for name in ensemble.names]
         return [f"{self.cheapest}/{colour}" for colour in "rgb"] + gates + ["difficulty"] * ensemble.has_difficulty
 
-    def plan(self, ensemble: Ensemble, source: Source, item: str, grid: Grid) -> dict[str, Any]:
-        """Run the cheapest expert on every tile, predict, choose; what was chosen, for the report."""
-        self._grid, self._kept = grid, {}
-        measures_ND, energy_N = self._look(ensemble, source, item, grid)
-        gains_NK, error_N = self.head.predict(measures_ND, energy_N)
+    def plan(self, ensemble: Ensemble, source: Source, item: str, grid: Grid) -> dict[str, Any]:  # noqa: ARG002
+        """Measure the LR image, predict, choose; what was chosen, for the report. No expert runs yet."""
         pixels_N = np.array([(r.high - r.low) * (c.high - c.low) for r in grid.rows for c in grid.columns], dtype=float)
-        costs = [self.head.seconds[name] for name in self.head.order]
-        first, full = costs[0] * pixels_N.sum() * (1 if self._kept else 2), sum(costs) * pixels_N.sum()
-        allowed = full - first if self._budget is None else self._budget * full - first
-        bought_N, curve = choose_steps(gains_NK, pixels_N, costs[1:], max(allowed, 0))
-        best = choose_steps(gains_NK, pixels_N, costs[1:], float("inf"))[1][-1][1]
-        error = float((error_N * pixels_N).sum())
-        losses = [10 * np.log10((error + best - gain) / error) for _, gain in curve]
-        if self._max_loss is not None:
-            enough = next((index for index, loss in enumerate(losses) if loss <= self._max_loss), len(curve) - 1)
-            bought_N, curve = choose_steps(gains_NK, pixels_N, costs[1:], curve[enough][0])
-            losses = losses[: len(curve)]
-        self._bought = bought_N.reshape(len(grid.rows), len(grid.columns))
-        share = {name: float((bought_N >= step).mean()) for step, name in enumerate(self.head.order)}
+        gains_NM, error_N = self._predict(source, grid)
+        costs, last = self.head.costs, len(self.head.menu) - 1
+        full = costs[-1] * float(pixels_N.sum())
+        chosen_N, _ = choose(gains_NM, pixels_N, costs, self._allowed(gains_NM, error_N, pixels_N, full))
+        if self._budget is not None and self._budget >= 1:
+            chosen_N[:] = last
+        gain = float((np.take_along_axis(gains_NM, chosen_N[:, None], 1)[:, 0] * pixels_N).sum())
+        spent = float((np.array(costs)[chosen_N] * pixels_N).sum())
+        self._grid, self._chosen = grid, chosen_N.reshape(len(grid.rows), len(grid.columns))
+        runs = {name: np.array([name in choice for choice in self.head.menu])[chosen_N] for name in self.head.experts}
         return {
-            "spent": float((first + curve[-1][0]) / full),
-            "predicted_loss_db": float(losses[-1]),
-            "share": share,
-            "experts_per_tile": (self._bought + 1).tolist(),
+            "spent": spent / full,
+            "predicted_loss_db": _loss(gain, gains_NM, error_N, pixels_N),
+            "share": {name: float(run_N.mean()) for name, run_N in runs.items()},
+            "experts_per_tile": [[len(self.head.menu[index]) for index in row] for row in self._chosen],
         }
 
     def answer(
@@ -94,63 +97,67 @@ class Buyer:
     ) -> Tensor:
         """Layers of one tile, by the experts bought for it."""
         names = self._names(place)
-        chosen = replace(ensemble, experts={**ensemble.experts, self.cheapest: self._remembered(ensemble)})
-        layers_KHW = answer_tile(chosen, lr_BCHW, place, turns=turns, names=names, maps=maps)
-        return self._aligned(layers_KHW, names, ensemble) if maps else layers_KHW
+        layers_KHW = answer_tile(ensemble, lr_BCHW, place, turns=turns, names=names, maps=maps)
+        if not maps:
+            return layers_KHW
+        first = 3 + 3 * names.index(self.cheapest) if self.cheapest in names else None
+        # Where the cheapest was not bought it runs only to be shown: it has no part in the image.
+        image_KHW = (
+            _image(ensemble, self.cheapest, lr_BCHW, place, turns) if first is None else layers_KHW[first : first + 3]
+        )
+        gates = dict(zip(names, layers_KHW[3 + 3 * len(names) : 3 + 4 * len(names)], strict=True))
+        nothing = torch.zeros_like(layers_KHW[0])  # the gate of an expert that did not run
+        all_gates = torch.stack([gates.get(name, nothing) for name in ensemble.names])
+        return torch.cat([layers_KHW[:3], image_KHW, all_gates, layers_KHW[3 + 4 * len(names) :]])
 
-    def _look(self, ensemble: Ensemble, source: Source, item: str, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Measures of every tile's counting part, from the cheapest expert's answer."""
-        kept_bytes = 0
-
-        @torch.no_grad()
-        def ask(lr_BCHW: Tensor, place: Place) -> Tensor:
-            nonlocal kept_bytes
-            answer = ensemble.experts[self.cheapest](lr_BCHW, place, 0)
-            tensors = [answer.sr_BCHW] if answer.feat_BCHW is None else [answer.sr_BCHW, answer.feat_BCHW]
-            kept_bytes += sum(one.numel() * one.element_size() for one in tensors)
-            if kept_bytes <= _KEPT_BYTES:
-                self._kept[(place.top, place.left)] = answer
-            return answer.sr_BCHW[0]
-
-        elastic = Elastic(ask, ensemble.margin, ensemble.multiple)
-        rows: list[tuple[np.ndarray, float]] = []
+    def _predict(self, source: Source, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        """Mean gains (N, M) and errors (N) of the tiles: of the cells that begin in each tile's counting part."""
+        gains, errors = list[np.ndarray](), list[float]()
         for row in grid.rows:
+            band_BCHW = source.window(row.low, row.high, 0, source.width)
             for column in grid.columns:
-                lr_BCHW = source.window(row.start, row.stop, column.start, column.stop).to(ensemble.device)
-                place = Place(item, row.start, column.start, source.height, source.width)
-                sr_BCHW = elastic.run(lr_BCHW, place)[None]
-                rows.append(measure_tile(lr_BCHW, sr_BCHW))
-        if kept_bytes > _KEPT_BYTES or elastic.events:
-            self._kept = {}
-        measures, energies = zip(*rows, strict=True)
-        return np.array(measures), np.array(energies)
+                measures_PQD, energy_PQ, pixels_PQ = measure_cells(
+                    band_BCHW[..., column.low : column.high], self.head.cell
+                )
+                gains_XM, error_X = self.head.predict(
+                    measures_PQD.reshape(-1, measures_PQD.shape[-1]), energy_PQ.ravel()
+                )
+                share_X = pixels_PQ.ravel() / pixels_PQ.sum()
+                gains.append(share_X @ gains_XM)
+                errors.append(float(share_X @ error_X))
+        return np.stack(gains), np.array(errors)
 
-    def _remembered(self, ensemble: Ensemble) -> Any:
-        """The cheapest expert, which need not run again on a tile that it has seen."""
-
-        def ask(lr_BCHW: Tensor, place: Place, turn: int) -> Answer:
-            known = self._kept.get((place.top, place.left)) if turn == 0 else None
-            fits = known is not None and known.sr_BCHW.shape[-2] == 4 * lr_BCHW.shape[-2]
-            fits = fits and known is not None and known.sr_BCHW.shape[-1] == 4 * lr_BCHW.shape[-1]
-            return known if fits and known is not None else ensemble.experts[self.cheapest](lr_BCHW, place, turn)
-
-        return ask
+    def _allowed(self, gains_NM: np.ndarray, error_N: np.ndarray, pixels_N: np.ndarray, full: float) -> float:
+        """Seconds: the budget's share; or as few as the loss that was asked for is predicted to need."""
+        if self._budget is not None:
+            return self._budget * full
+        assert self._max_loss is not None
+        _, curve = choose(gains_NM, pixels_N, self.head.costs, full)
+        enough = (s for s, gain in curve if _loss(gain, gains_NM, error_N, pixels_N) <= self._max_loss)
+        return next(enough, full)
 
     def _names(self, place: Place) -> tuple[str, ...]:
-        """The experts bought where a tile begins, in the order of buying.
+        """The experts bought where a tile begins, in the model's order.
 
         A part of a tile (after memory ran out) that begins where the next tile does is answered as that one.
         """
         assert self._grid is not None
-        assert self._bought is not None
+        assert self._chosen is not None
         row = max(index for index, span in enumerate(self._grid.rows) if span.start <= place.top)
         column = max(index for index, span in enumerate(self._grid.columns) if span.start <= place.left)
-        return self.head.order[: 1 + int(self._bought[row, column])]
+        return self.head.menu[int(self._chosen[row, column])]
 
-    def _aligned(self, layers_KHW: Tensor, names: Sequence[str], ensemble: Ensemble) -> Tensor:
-        """Maps of some experts -> maps of all: experts that did not run have a gate of 0."""
-        count = 3 + 3 * len(names)
-        gates = {name: layers_KHW[count + index] for index, name in enumerate(names)}
-        nothing = torch.zeros_like(layers_KHW[0])
-        all_gates = torch.stack([gates.get(name, nothing) for name in ensemble.names])
-        return torch.cat([layers_KHW[:6], all_gates, layers_KHW[count + len(names) :]])
+
+def _loss(gain: float, gains_NM: np.ndarray, error_N: np.ndarray, pixels_N: np.ndarray) -> float:
+    """dB lost against all experts by a plan of so much summed gain; a plan may be predicted to be better than all."""
+    error = float((error_N * pixels_N).sum())
+    best = float((gains_NM[:, -1] * pixels_N).sum())
+    return float(10 * np.log10(max(error + best - gain, 1e-12) / error))
+
+
+@torch.no_grad()
+def _image(ensemble: Ensemble, name: str, lr_BCHW: Tensor, place: Place, turns: Sequence[int]) -> Tensor:
+    """One expert's own image of a tile (3, 4H, 4W), the mean over the turns."""
+    ask = ensemble.experts[name]
+    images = [undo(ask(transform(lr_BCHW, turn), place, turn).sr_BCHW[0], turn) for turn in turns]
+    return torch.stack(images).mean(0)

@@ -73,10 +73,15 @@ def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> Choice:
     named = tuple(str(folder / one) if (folder / one).is_file() else one for one in settings.experts)
     fusion = None if settings.fusion is None else FusionSR.from_pretrained(str(folder / settings.fusion))
     # Experts chosen by hand are not the default's: without a model that knows them there is nothing to fuse them by.
-    if fusion is not None and wanted is not None and not set(wanted) <= set(fusion.settings.names):
+    if fusion is not None and wanted is not None and not set(map(_name, wanted)) <= set(fusion.settings.names):
         raise Refusal(
             f"the model in {folder} does not know all of {', '.join(wanted)}",
             where="--experts",
             cure=f"choose among {', '.join(fusion.settings.names)}, or add --model none for their plain mean",
         )
     return Choice(wanted or named, fusion, str(folder / DEFAULT_FILE))
+
+
+def _name(expert: str) -> str:
+    """What an expert is called in a model: a file goes by its name without the ending."""
+    return Path(expert).stem if Path(expert).is_file() else expert

@@ -17,6 +17,7 @@ from fusion.inference.look import warn_about
 from fusion.inference.memory import Cost, auto_tile, measure
 from fusion.inference.pipeline import Outcome, Pipeline
 from fusion.inference.provenance import make_claim, verify
+from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.submit import Facts, check_set, pack
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion.inference.options import Options
+    from fusion.refinement.open import Refiner
     from imaging.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -50,8 +52,9 @@ class Request:
     budget_head: Path | None = None
 
 
-def carry_out(request: Request, ensemble: Ensemble) -> int:
+def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = None) -> int:
     """The exit code: 0 done, 1 failures listed; what cannot be done at all is a Refusal."""
+    ensemble = with_refiner(ensemble, refiner)
     if request.verify is not None:
         return _verify(request, request.verify, ensemble)
     assert request.input is not None
@@ -61,18 +64,19 @@ def carry_out(request: Request, ensemble: Ensemble) -> int:
     if not sized:
         raise refused[0][1]
     folder = _folder(request.input, request.output)
-    tile, cost = _settle_tile(request.options, ensemble, sized)
+    tile, cost = settle_tile(request.options, ensemble, sized)
     if request.dry_run:
-        return _forecast(request, ensemble, sized, refused, tile, cost)
+        return _forecast(request, ensemble, sized, refused, tile, cost, refiner)
     check_target(folder)
     forecast.check_disk(sized, folder)
     warn_about([one.job.input for one in sized])
     buyer = Buyer.load(request.budget_head, ensemble, request.options) if request.budget_head else None
     gallery = Gallery(ensemble, request.hr, buyer) if request.report else None
-    outcome = Pipeline(ensemble, request.options, tile, gallery, buyer).run(jobs)
+    outcome = Pipeline(ensemble, request.options, tile, gallery, buyer, refiner).run(jobs)
     if outcome.failed and not request.input.is_dir():
         raise next(iter(outcome.failed.values()))
-    extra: dict[str, Any] = {"tile": tile, "device": str(ensemble.device), **ensemble.identity}
+    extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
+    extra |= {"device": str(ensemble.device), **ensemble.identity}
     if gallery is not None:
         extra["report"] = str(gallery.write(folder / REPORT, outcome, tile))
     if request.submission:
@@ -88,7 +92,7 @@ def _folder(source: Path, target: Path) -> Path:
     return target.parent if is_file else target
 
 
-def _settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) -> tuple[int, Cost | None]:
+def settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) -> tuple[int, Cost | None]:
     """The tile size, measured where it is not given; the cost only where it was measured."""
     largest = max(max(one.height, one.width) for one in sized)
     if options.tile is not None:
@@ -119,11 +123,14 @@ def _forecast(
     refused: Sequence[tuple[Job, Refusal]],
     tile: int,
     cost: Cost | None,
+    refiner: Refiner | None,
 ) -> int:
     if cost is None:
         cost = probe(ensemble) if ensemble.can_probe else Cost(0.0, None)
     turns = len(EIGHTFOLD) if request.options.tta else 1
     document = forecast.forecast(sized, ensemble, tile, turns, cost)
+    if refiner is not None:
+        document["refine"] = forecast_refinement(refiner, sized)
     document["failed"] = {str(job.input): f"{one.what}; {one.cure}" for job, one in refused}
     if request.as_json:
         print_json(document)

@@ -46,11 +46,15 @@ class Answer(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """The fusion of one tile; gates (B, E, 4H, 4W) sum to 1 over the experts that answered."""
+    """The fusion of one tile; gates (B, E, 4H, 4W) sum to 1 over the experts that answered.
+
+    `contributions` holds what each learned phase added, (B, 3, 4H, 4W), where there are such phases.
+    """
 
     image_BCHW: Tensor
     gates_BEHW: Tensor
     difficulty_B1HW: Tensor | None
+    contributions: Mapping[str, Tensor] | None = None
 
 
 if TYPE_CHECKING:

@@ -58,6 +58,12 @@ def as_text(document: dict[str, Any]) -> str:
         f"about {document['seconds']:.0f} s, {document['disk_bytes'] / 1e6:.0f} MB of disk, "
         + (f"{memory / 1e6:.0f} MB of memory beyond the models" if memory else "memory unknown")
     )
+    if "refine" in document:
+        more = document["refine"]
+        lines.append(
+            f"refined by {more['preset']} in {more['precision']}: {more['tiles']} tiles of its own, whose time is not "
+            f"forecast, and about {more['host_bytes'] / 1e6:.0f} MB of memory for the largest image"
+        )
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fusion.inference.source import Source
 
 LONGEST = 1200  # pixels a side of the pictures in the report
-FUSED = "fused"
+FUSED, REFINED = "fused", "refined"
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Shown:
     seen: dict[str, Any]
     claim: dict[str, Any]
     plan: dict[str, Any] | None
+    guard: dict[str, float] | None  # of the refined image, where there is one
 
 
 class Gallery:
@@ -99,6 +100,7 @@ class Page:
     _rest: Tensor | None = None
     _reduced: list[Tensor] = field(default_factory=list)
     _full: list[Tensor] = field(default_factory=list)
+    _refined: tuple[Tensor, dict[str, float]] | None = None
 
     @property
     def _factor(self) -> int:
@@ -119,6 +121,10 @@ class Page:
         if whole:
             self._reduced.append(F.avg_pool2d(rows_KHW[None, :, :whole], self._factor, ceil_mode=True)[0])
 
+    def add_refined(self, image_CHW: Tensor, guard: dict[str, float]) -> None:
+        """The whole refined image, float and not clamped, and what the guard measured."""
+        self._refined = image_CHW, guard
+
     def finish(self, seen: dict[str, Any], plan: dict[str, Any] | None) -> None:
         """Everything has come: make the pictures."""
         if self._rest is not None and self._rest.shape[-2]:
@@ -135,7 +141,11 @@ class Page:
             maps = {name: values for name, values in maps.items() if not name.startswith("gate/")}
         size = (SCALE * self.source.height, SCALE * self.source.width)
         before_HWC, scores = self._before(*layers_Khw.shape[-2:]), self._scores(names)
-        self.gallery.add(Shown(self.item, size, before_HWC, pictures, maps, scores, seen, self.claim, plan))
+        guard = None
+        if self._refined is not None:
+            refined_CHW, guard = self._refined
+            pictures[REFINED] = _picture(F.avg_pool2d(refined_CHW[None], self._factor, ceil_mode=True)[0])
+        self.gallery.add(Shown(self.item, size, before_HWC, pictures, maps, scores, seen, self.claim, plan, guard))
 
     def _before(self, height: int, width: int) -> np.ndarray:
         """The input, enlarged by bicubic interpolation (or shrunk, where the report is smaller)."""
@@ -146,12 +156,14 @@ class Page:
         return np.ascontiguousarray(np.broadcast_to(large, (height, width, 3)))
 
     def _scores(self, names: list[str]) -> dict[str, tuple[float, float]]:
-        """Y-PSNR and Y-SSIM of the fused image and each expert."""
+        """Y-PSNR and Y-SSIM of the fused image, each expert and the refined image."""
         if self.truth is None:
             return {}
         truth_BCHW = read_rgb(self.truth)
         full_KHW = torch.cat(self._full, dim=-2)
         images = {name: full_KHW[3 * i : 3 * i + 3][None].float() / 255 for i, name in enumerate(names)}
+        if self._refined is not None:
+            images[REFINED] = self._refined[0][None]  # the measures round it themselves
         return {name: (float(psnr(one, truth_BCHW)), float(ssim(one, truth_BCHW))) for name, one in images.items()}
 
 

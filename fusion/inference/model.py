@@ -44,8 +44,9 @@ def fuse_with(model: FusionSR) -> Fuse:
         }
         output = model(_longer(lr_BCHW, down, right), sr_BECHW, feats, names)
         real = (..., slice(0, SCALE * height), slice(0, SCALE * width))
-        difficulty = output.difficulty_B1HW
-        return Fused(output.image_BCHW[real], output.gates_BEHW[real], None if difficulty is None else difficulty[real])
+        difficulty = None if output.difficulty_B1HW is None else output.difficulty_B1HW[real]
+        contributions = {phase: part_BCHW[real] for phase, part_BCHW in output.contributions.items()}
+        return Fused(output.image_BCHW[real], output.gates_BEHW[real], difficulty, contributions)
 
     return fuse
 

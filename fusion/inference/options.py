@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fusion.inference.jobs import AUTO
 
 if TYPE_CHECKING:
+    from fusion.refinement.presets import Blend
     from imaging.files import Depth
 
 
@@ -23,6 +24,7 @@ class Options:
     ext: str = AUTO
     suffix: str = ""
     skip_existing: bool = False
+    refine: Blend | None = None
 
     def claim(self) -> dict[str, Any]:
         """The options that decide pixels."""
@@ -32,4 +34,6 @@ class Options:
             chosen["budget"] = self.budget
         if self.max_loss is not None:
             chosen["max_loss"] = self.max_loss
+        if self.refine is not None:
+            chosen["refine"] = self.refine.claim()
         return chosen

@@ -9,6 +9,7 @@ from fusion.inference.choice import DEFAULT
 from fusion.inference.command import Request
 from fusion.inference.jobs import AUTO
 from fusion.inference.options import Options
+from fusion.refinement.presets import COLOURS, PRESETS, Blend, preset_of
 from imaging.files import SUFFIXES
 from imaging.refusal import Refusal
 
@@ -19,7 +20,7 @@ _DEPTHS = {AUTO: None, "8": 8, "16": 16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every option, in four groups; -i, -o, -n and -t are as in BasicSR and Real-ESRGAN."""
+    """Every option, in groups; -i, -o, -n and -t are as in BasicSR and Real-ESRGAN."""
     add = parser.add_argument_group("images").add_argument
     add("-i", "--input", type=Path, metavar="IN", help="an image, or a folder of images (recursive)")
     add("-o", "--output", type=Path, metavar="OUT", help="a folder, or for one image a file")
@@ -40,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tta", action="store_true", help="mean over eight flips and rotations: eight times the work")
     add("--budget", type=float, metavar="SHARE", help="share of the experts' full cost to spend, 0 to 1")
     add("--max-loss", type=float, metavar="DB", help="spend as little as costs no more than this, as predicted")
-    add("--budget-head", type=Path, metavar="FILE", help="what `python -m fusion fit-budget` wrote")
+    add("--budget-head", type=Path, metavar="FILE", help="what to plan it by, where not the model's own")
+    add = parser.add_argument_group("refinement by a diffusion model (perception against fidelity)").add_argument
+    add("--refine", metavar="NAME", help=f"{' or '.join(PRESETS)}; needs the extra 'diffusion'")
+    add("--refine-model", metavar="DIR|ID", help="the base model: a folder as diffusers writes it, or a Hub id")
+    add("--refine-lora", type=Path, metavar="DIR", help="the method's LoRA files and prompt tensors")
+    add("--refine-strength", type=float, metavar="S", help="0: fused image untouched; 1 (default): refined image")
+    add("--refine-colour", choices=COLOURS, help="colour fix; default: the preset's")
+    add("--refine-seed", type=int, metavar="N", help="draw from the VAE's posterior; default: its mode")
     add = parser.add_argument_group("reporting").add_argument
     add("--report", action="store_true", help="write OUT/report.html")
     add("--hr", type=Path, metavar="DIR", help="the true images: the report then has PSNR and SSIM")
@@ -57,8 +65,8 @@ def request_of(words: argparse.Namespace) -> Request:
     if words.hr is not None and not words.report:
         raise Refusal("--hr is only read for a report", where="command line", cure="add --report")
     chosen = [one for one in (words.budget, words.max_loss) if one is not None]
-    if len(chosen) == 2 or (chosen and words.budget_head is None) or (words.budget_head and not chosen):
-        cure = "give --budget-head FILE and either --budget SHARE or --max-loss DB"
+    if len(chosen) == 2 or (words.budget_head and not chosen):
+        cure = "give either --budget SHARE or --max-loss DB"
         raise Refusal("the budget is not told completely", where="command line", cure=cure)
     if words.budget is not None and not 0 < words.budget <= 1:
         raise Refusal(f"--budget {words.budget} is no share", where="command line", cure="give more than 0, up to 1")
@@ -71,6 +79,7 @@ def request_of(words: argparse.Namespace) -> Request:
         ext=words.ext,
         suffix=words.suffix,
         skip_existing=words.skip_existing,
+        refine=_blend(words),
     )
     return Request(
         words.input,
@@ -84,6 +93,22 @@ def request_of(words: argparse.Namespace) -> Request:
         verify=words.verify,
         budget_head=words.budget_head,
     )
+
+
+def _blend(words: argparse.Namespace) -> Blend | None:
+    details = ("refine_model", "refine_lora", "refine_strength", "refine_colour", "refine_seed")
+    if words.refine is None:
+        stray = [one for one in details if getattr(words, one) is not None]
+        if stray:
+            name = f"--{stray[0].replace('_', '-')}"
+            raise Refusal(f"{name} without --refine", where="command line", cure=f"add --refine {'|'.join(PRESETS)}")
+        return None
+    preset = preset_of(words.refine)
+    if words.refine_model is None:
+        cure = f"add --refine-model with a folder or Hub id of {preset.page} (LoRA: {preset.lora_page})"
+        raise Refusal(f"--refine {words.refine} needs a base model", where="command line", cure=cure)
+    strength = 1.0 if words.refine_strength is None else words.refine_strength
+    return Blend(strength, words.refine_colour or preset.colour, words.refine_seed)
 
 
 def _tile(word: str) -> int | None:

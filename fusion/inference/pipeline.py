@@ -16,6 +16,7 @@ from fusion.inference.elastic import Elastic
 from fusion.inference.ensemble import EIGHTFOLD, PLAIN, SCALE, answer_tile
 from fusion.inference.jobs import Job, Sized, measure_jobs
 from fusion.inference.provenance import KEY, is_current, make_claim, write_record
+from fusion.inference.refining import Refining, with_refiner
 from fusion.inference.sink import DiskFull, Sink
 from fusion.inference.source import Source, file_sha256, read_source
 from fusion.inference.upscale import Grid, channels_of, upscale
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.gallery import Gallery
     from fusion.inference.options import Options
+    from fusion.refinement.open import Refiner
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Outcome:
     seconds: float = 0.0
     megapixels: float = 0.0  # of output
     plans: dict[str, Any] = field(default_factory=dict)
+    guards: dict[str, dict[str, float]] = field(default_factory=dict)  # of refined images
 
     def document(self) -> dict[str, Any]:
         """For --json."""
@@ -57,6 +60,7 @@ class Outcome:
             "seconds": round(self.seconds, 3),
             "output_megapixels": round(self.megapixels, 6),
             **({"plans": self.plans} if self.plans else {}),
+            **({"refined": self.guards} if self.guards else {}),
         }
 
 
@@ -81,8 +85,9 @@ class Pipeline:
         tile: int,
         gallery: Gallery | None = None,
         buyer: Buyer | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
-        self.ensemble, self.options, self.tile = ensemble, options, tile
+        self.ensemble, self.options, self.tile = with_refiner(ensemble, refiner), options, tile
         self._gallery, self._buyer = gallery, buyer
         turns = EIGHTFOLD if options.tta else PLAIN
         if buyer is not None:
@@ -91,6 +96,8 @@ class Pipeline:
             ask = partial(answer_tile, ensemble, turns=turns, maps=gallery is not None)
         self._elastic = Elastic(ask, ensemble.margin, ensemble.multiple)
         self.outcome = Outcome(events=self._elastic.events)
+        assert (refiner is None) == (options.refine is None)
+        self._refining = Refining(refiner, options.refine, self.outcome) if refiner and options.refine else None
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Make every image that can be made; the rest is listed."""
@@ -162,6 +169,7 @@ class Pipeline:
                 self.ensemble.device,
                 depth=depth,
                 collector=page,
+                rework=self._refining and self._refining.of(source, job.item, page),
                 tick=progress.tick,
             )
         except BaseException:
@@ -169,6 +177,8 @@ class Pipeline:
             raise
         seconds = time.perf_counter() - began
         seen = {"tile": tile, "tiles": len(grid), "seconds": round(seconds, 3), "events": list(self._elastic.events)}
+        if job.item in self.outcome.guards:
+            seen["refined"] = self.outcome.guards[job.item]
         if page is not None:
             page.finish(seen, self.outcome.plans.get(job.item))
         return _Open(job, sink, claim, seen, progress.megapixels)

@@ -89,6 +89,8 @@ def verify(image: Path, claim: Mapping[str, Any], input_path: Path | None = None
         differences += [f"its text and the JSON beside it differ: {one}" for one in compare(written, record["claim"])]
     if input_path is None:
         unchecked.append("the input: name it with -i")
+    elif not input_path.is_file():
+        raise Refusal("is no file", where=input_path, cure="name with -i the one input that the image was made from")
     elif written.get("input_sha256") != file_sha256(input_path):
         differences.append(f"it was made from another input than {input_path}")
     return Verdict(differences, unchecked)

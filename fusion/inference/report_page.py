@@ -29,7 +29,7 @@ def render(images: Sequence[Shown], run: dict[str, Any]) -> str:
     folder = resources.files("fusion.inference")
     page = (folder / "report.html").read_text(encoding="utf-8")
     body = "\n".join(_section(one, number) for number, one in enumerate(images))
-    made = {key: run[key] for key in ("experts", "fusion", "device", "tile")}
+    made = {key: run[key] for key in ("experts", "fusion", "refine", "device", "tile") if key in run}
     parts = {
         "{{summary}}": _summary(run),
         "{{failures}}": _failures(run["failed"], run["events"]),
@@ -52,6 +52,8 @@ def _summary(run: dict[str, Any]) -> str:
         "time": f"{run['seconds']:.1f} s, {speed:.2f} megapixels per second",
         "device": f"{run['device']}, " + (f"tiles of {run['tile']} LR pixels" if run["tile"] else "whole images"),
     }
+    if "refine" in run:
+        facts["refinement"] = f"{run['refine']['preset']}, in {run['refine']['precision']}"
     return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
 
 
@@ -82,8 +84,8 @@ def _table(scores: dict[str, tuple[float, ...]]) -> str:
 
 def _section(one: Shown, number: int) -> str:
     height, width = one.size
-    fused = one.pictures["fused"]
-    experts = {name: picture for name, picture in one.pictures.items() if name != "fused"}
+    fused, refined = one.pictures["fused"], one.pictures.get("refined")
+    experts = {name: picture for name, picture in one.pictures.items() if name not in ("fused", "refined")}
     facts = f"{width}&times;{height}, {one.seen['tiles']} tiles, {one.seen['seconds']:.2f} s"
     figures = [_figure(picture, name) for name, picture in experts.items()] if len(experts) > 1 or one.plan else []
     figures += [_map(name, values, _scale(name, one.maps)) for name, values in one.maps.items()]
@@ -91,17 +93,34 @@ def _section(one: Shown, number: int) -> str:
     claim = escape(json.dumps({"claim": one.claim, **one.seen}, indent=2))
     return f"""<section id="image-{number}">
 <h2>{escape(one.item)} <small>{facts}</small></h2>
-<div class="slider" style="aspect-ratio:{fused.shape[1]}/{fused.shape[0]};max-width:{fused.shape[1]}px">
-<img src="{_jpeg(fused)}" alt="fused">
-<img class="before" src="{_jpeg(one.before_HWC)}" alt="bicubic">
-<span class="tag left">bicubic</span><span class="tag right">fused</span>
-<input type="range" min="0" max="100" value="50" step="0.1" aria-label="before and after">
-</div>
+{_slider(one.before_HWC, fused, "bicubic", "fused")}
+{"" if refined is None else _slider(fused, refined, "fused", "refined") + _guard(one.guard or {})}
 {_table(one.scores) if one.scores else ""}
 <div class="grid">{"".join(figures)}</div>
 {plan}
 <details><summary>Provenance</summary><pre>{claim}</pre></details>
 </section>"""
+
+
+def _slider(before_HWC: np.ndarray, after_HWC: np.ndarray, left: str, right: str) -> str:
+    """Two panes in one frame."""
+    height, width = after_HWC.shape[:2]
+    return f"""<div class="slider" style="aspect-ratio:{width}/{height};max-width:{width}px">
+<img src="{_jpeg(after_HWC)}" alt="{right}">
+<img class="before" src="{_jpeg(before_HWC)}" alt="{left}">
+<span class="tag left">{left}</span><span class="tag right">{right}</span>
+<input type="range" min="0" max="100" value="50" step="0.1" aria-label="{left} and {right}">
+</div>"""
+
+
+def _guard(found: dict[str, float]) -> str:
+    """What refinement changed, in grey levels."""
+    drift, change = found["low_band_drift"], found["change_rms"]
+    text = f"Refinement changed the image by {change:.2f} grey levels (rms), its coarse part by at most {drift:.3f}."
+    if "lr_rms" in found:
+        after, before = found["lr_rms"], found["lr_rms_before"]
+        text += f" Scaled down again it is {after:.2f} grey levels (rms) from the input; before it was {before:.2f}."
+    return f"<p class='guard'>{text}</p>"
 
 
 def _figure(picture_HWC: np.ndarray, caption: str) -> str:

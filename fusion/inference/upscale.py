@@ -16,7 +16,7 @@ from fusion.inference.tiles import plan_spans
 from imaging.files import grey_plane, quantize_u8, quantize_u16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fusion.inference.source import Source
     from fusion.inference.tiles import Span
     from imaging.files import Depth
+
+
+_ROWS = 256  # of a reworked image that are made levels at a time
 
 
 class Collector(Protocol):
@@ -67,9 +70,14 @@ def upscale(
     *,
     depth: Depth,
     collector: Collector | None = None,
+    rework: Callable[[Tensor], Tensor] | None = None,
     tick: Callable[[], object],
 ) -> None:
-    """Run every tile and hand finished rows on; `tick` is called after each tile."""
+    """Run every tile and hand finished rows on; `tick` is called after each tile.
+
+    `rework` makes the whole image (3, 4H, 4W), float and not clamped, into another before any of it is written: then,
+    and only then, is the image held whole.
+    """
 
     def ask(row: Span, column: Span) -> Tensor:
         lr_BCHW = source.window(row.start, row.stop, column.start, column.stop).to(device)
@@ -79,14 +87,19 @@ def upscale(
         return layers_KHW
 
     def finish(part_KHW: Tensor) -> Tensor:
-        # With a collector the floats are still needed; without, levels are all that is kept.
-        return part_KHW if collector is not None else to_levels(part_KHW, depth, grey=source.grey)
+        # Where floats are still needed they stay; else levels are all that is kept.
+        is_final = collector is None and rework is None
+        return to_levels(part_KHW, depth, grey=source.grey) if is_final else part_KHW
 
+    bands = assemble(grid.rows, grid.columns, ask, finish)
+    if collector is not None:
+        bands = _collected(bands, collector)
+    if rework is not None:
+        bands = _reworked(bands, rework)
     done = 0
-    for band_KHW in assemble(grid.rows, grid.columns, ask, finish):
-        if collector is not None:
-            collector.add(band_KHW)
-            band_KHW = to_levels(band_KHW[:3], depth, grey=source.grey)
+    for band_KHW in bands:
+        if band_KHW.is_floating_point():
+            band_KHW = to_levels(band_KHW, depth, grey=source.grey)
         if source.alpha_HW is not None:
             alpha_1HW = _quantized(source.alpha_rows(done, band_KHW.shape[-2])[None], depth)
             band_KHW = torch.cat([band_KHW, alpha_1HW])
@@ -94,6 +107,17 @@ def upscale(
         sink.put(band_KHW)
     assert done == SCALE * source.height
     sink.close()
+
+
+def _collected(bands: Iterable[Tensor], collector: Collector) -> Iterator[Tensor]:
+    for band_KHW in bands:
+        collector.add(band_KHW)
+        yield band_KHW[:3]
+
+
+def _reworked(bands: Iterable[Tensor], rework: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    # Clones, or a band's other layers would stay in memory with it.
+    yield from rework(torch.cat([band_KHW[:3].clone() for band_KHW in bands], dim=-2)).split(_ROWS, dim=-2)
 
 
 def to_levels(rgb_CHW: Tensor, depth: Depth, *, grey: bool) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import torch
 
 from imaging.atomic import atomic_path, remove_dead_temporaries
 from imaging.refusal import Refusal
+from imaging.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+_CURE = "remove it and resume again: the checkpoint before it is taken"
 _NAME = re.compile(r"^step_(\d{8})\.pt$")
 
 
@@ -47,16 +49,23 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], settings: Ch
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain values are ever unpickled."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise Refusal(
-            f"is not a readable checkpoint ({error})", where=path, cure="remove it and resume again"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    """Read a checkpoint; only tensors and plain values are ever unpickled, and only from bytes that are whole."""
+    _require_whole(path)
+    state = load_tensors(path, cure=_CURE)
+    if state.get("format") != FORMAT:
         raise Refusal("is a checkpoint of another format", where=path, cure="resume with the version that wrote it")
     return state
+
+
+def _require_whole(path: Path) -> None:
+    """torch.load does not look at the checksums that torch.save writes: a flipped bit would train on unnoticed."""
+    try:
+        with ZipFile(path) as file:
+            broken = file.testzip()
+    except Exception as error:  # arbitrary bytes make the reader fail in arbitrary ways
+        raise Refusal(f"is not a whole checkpoint ({error})", where=path, cure=_CURE) from error
+    if broken is not None:
+        raise Refusal(f"is damaged: checksum of {broken}", where=path, cure=_CURE)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion.training.degraded import mixed
 from fusion.training.export import export_weights, load_exported
 from fusion.training.folder import FolderSource, load_pair, whole
 from fusion.training.networks import build_network, find_kind
@@ -27,20 +28,22 @@ if TYPE_CHECKING:
     from fusion.training.networks import NetworkKind
     from fusion.training.settings import TrainSettings
 
-MODEL, BICUBIC = "model", "bicubic"
+MODEL, BICUBIC, DEGRADED = "model", "bicubic", " degraded"
 
 
 class ExpertTask:
-    """Trains one of the networks that train.py offers."""
+    """Trains one of the networks that train.py offers.
 
-    judged = MODEL
+    Where it learns from degraded images, these decide which weights are best, and clean ones are looked at.
+    """
 
     def __init__(
         self, settings: TrainSettings, kinds: Mapping[str, NetworkKind], rank: int = 0, world: int = 1
     ) -> None:
         self._settings = settings
         self._kind = find_kind(kinds, settings.network.name)
-        self.network = build_network(kinds, settings.network, settings.seed)
+        self.network = build_network(kinds, settings.network, settings.seed, settings.data.scale)
+        self.judged = MODEL if mixed(settings.data.degrade) is None else MODEL + DEGRADED
         self.source = FolderSource(settings, rank, world)
         self._watched = _watched(settings)
 
@@ -57,6 +60,8 @@ class ExpertTask:
         table = ScoreTable()
         for batch in self.source.held_out():
             self._score(table, network, batch, "")
+        for batch in self.source.held_out_degraded():
+            self._score(table, network, batch, DEGRADED)
         for name, batches in self._watched.items():
             for batch in batches:
                 self._score(table, network, batch, f" on {name}")
@@ -109,5 +114,5 @@ def _watched(settings: TrainSettings) -> dict[str, list[TrainBatch]]:
     watched: dict[str, list[TrainBatch]] = {}
     for name, folder in settings.validation.watch.items():
         paths = list_images(folder)[: settings.validation.watch_images]
-        watched[name] = [whole(load_pair(path, path.stem)) for path in paths]
+        watched[name] = [whole(load_pair(path, path.stem, settings.data.scale)) for path in paths]
     return watched

@@ -57,16 +57,22 @@ def export_weights(
         save_file(stored(weights, dtype), temporary, metadata=header)
 
 
-def load_exported(network: nn.Module, path: Path) -> None:
-    """Strictly load a file's weights, fp16 or fp32, into the network."""
+def read_exported(path: Path) -> dict[str, Tensor]:
+    """A file's tensors, as they are stored."""
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise Refusal(f"cannot be read ({error})", where=path, cure="check the path") from None
-    own = network.state_dict()
+
+
+def load_exported(network: nn.Module, path: Path) -> None:
+    """Strictly load a file's weights, fp16 or fp32, into the network."""
+    weights, own = read_exported(path), network.state_dict()
     wrong = sorted(set(weights) ^ set(own)) or [name for name in own if own[name].shape != weights[name].shape]
     if wrong:
         raise Refusal(
-            f"does not fit the network: '{wrong[0]}'", where=path, cure="give the settings it was trained with"
+            f"does not fit the network: '{wrong[0]}'",
+            where=path,
+            cure="give the settings it was trained with, or name what is to be new in network.start_new",
         )
     network.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in weights.items()})

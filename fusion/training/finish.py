@@ -66,9 +66,13 @@ def _provenance(
         mode="json",
         include={"task", "steps", "seed", "precision", "ema", "network", "optimizer", "schedule", "stages", "augment"},
     )
+    start_from = settings.network.start_from
+    document["network"]["start_from"] = None if start_from is None else "/".join(start_from.parts[-2:])
     document["data"] = {
         "hr": ["/".join(path.parts[-2:]) for path in settings.data.hr],
         "cache": None if settings.data.cache is None else settings.data.cache.name,
+        "scale": settings.data.scale,
+        "degrade": None if settings.data.degrade is None else settings.data.degrade.model_dump(mode="json"),
         "patch": settings.data.patch,
         "batch": settings.data.batch,
         "hold_out": settings.data.hold_out,

@@ -1,6 +1,7 @@
 """HR image folders -> aligned LR and HR crops; whole images are kept in memory as 8-bit.
 
-LR is made once from each whole image by antialiased bicubic and rounded to 8 bits, as benchmark LR files are.
+LR is made once from each whole image by antialiased bicubic and rounded to 8 bits, as benchmark LR files are; with
+`data.degrade`, anew from each HR crop (fusion/training/degraded.py).
 Legend: B batch, C channels, H and W height and width.
 """
 
@@ -8,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from fusion.training.augment import Augmentation
+from fusion.training.augment import Augmentation, fitted
 from fusion.training.batch import TrainBatch
+from fusion.training.degraded import CONTEXT, degraded_crop, degraded_image, mixed
 from fusion.training.loader import step_loader
 from fusion.training.sampling import Purpose, draw, samples_of_step
 from imaging.files import list_images, quantize_u8, read_rgb
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from fusion.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
-SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class RawPairs:
     hr_BCHW: Tensor
 
 
-def load_pair(path: Path, item: str) -> Pair:
-    """An HR file -> HR cropped to a multiple of 4, and its LR."""
-    hr_BCHW = crop_to_multiple(read_rgb(path), SCALE)
-    lr_BCHW = downscale(hr_BCHW, SCALE)
+def load_pair(path: Path, item: str, scale: int) -> Pair:
+    """An HR file -> HR cropped to a multiple of the scale, and its LR."""
+    hr_BCHW = crop_to_multiple(read_rgb(path), scale)
+    lr_BCHW = downscale(hr_BCHW, scale)
     return Pair(item, quantize_u8(lr_BCHW)[0], quantize_u8(hr_BCHW)[0])
 
 
-def load_pairs(folders: Sequence[Path]) -> tuple[list[Pair], str]:
+def load_pairs(folders: Sequence[Path], scale: int) -> tuple[list[Pair], str]:
     """All images of the folders and a fingerprint of their content; two of one name are refused."""
     paths = [(folder, path) for folder in folders for path in list_images(folder)]
     if not paths:
@@ -72,7 +73,7 @@ def load_pairs(folders: Sequence[Path]) -> tuple[list[Pair], str]:
         if any(pair.item == item for pair in pairs):
             raise Refusal(f"two images are called '{item}'", where=folder, cure="rename one of them")
         digest.update(item.encode() + hashlib.sha256(path.read_bytes()).digest())
-        pairs.append(load_pair(path, item))
+        pairs.append(load_pair(path, item, scale))
     return pairs, digest.hexdigest()
 
 
@@ -87,15 +88,18 @@ class FolderSource:
 
     def __init__(self, settings: TrainSettings, rank: int = 0, world: int = 1) -> None:
         self._batch, self._rank, self._world = settings.data.batch, rank, world
-        pairs, self._fingerprint = load_pairs(settings.data.hr)
+        self._scale, self._degrade = settings.data.scale, mixed(settings.data.degrade)
+        pairs, self._fingerprint = load_pairs(settings.data.hr, self._scale)
         self._seed, self._patch = settings.seed, settings.data.patch
+        # What is cut out of an image: a degraded crop loses its rim, where blur and JPEG saw the cut.
+        self._room = self._patch if self._degrade is None else self._patch + 2 * CONTEXT
         held = held_out_indices(len(pairs), settings.data.hold_out)
         self._held = [pairs[index] for index in held]
         self._pairs = [pair for index, pair in enumerate(pairs) if index not in set(held)]
         self._augment = Augmentation(settings.augment, seed=settings.seed, live=True)
-        areas = np.array([_placements(pair, self._patch) for pair in self._pairs], dtype=np.float64)
+        areas = np.array([_placements(pair, self._room) for pair in self._pairs], dtype=np.float64)
         if not areas.any():
-            raise Refusal(f"no image has {self._patch} LR pixels on both sides", where="data.patch", cure="lower it")
+            raise Refusal(f"no image has {self._room} LR pixels on both sides", where="data.patch", cure="lower it")
         self._chances = areas / areas.sum()
         small = int((areas == 0).sum())
         log.info("%d training images (%d too small for the patch), %d held out", len(self._pairs), small, len(held))
@@ -126,15 +130,25 @@ class FolderSource:
         for pair in self._held:
             yield whole(pair)
 
+    def held_out_degraded(self) -> Iterator[TrainBatch]:
+        """The same images, each with a degradation of its own that no seed changes; none where LR is bicubic."""
+        if self._degrade is None:
+            return
+        for index, pair in enumerate(self._held):
+            yield whole(replace(pair, lr_CHW=degraded_image(pair.hr_CHW, self._degrade, index)))
+
     def _crop(self, sample: int) -> tuple[str, Tensor, Tensor]:
         chance = draw(self._seed, Purpose.CROP, sample)
         pair = self._pairs[int(chance.choice(len(self._pairs), p=self._chances))]
         height, width = pair.lr_CHW.shape[-2:]
-        size = self._augment.crop_size(self._patch, min(height, width), sample)
+        size = self._augment.crop_size(self._room, min(height, width), sample)
         top, left = int(chance.integers(height - size + 1)), int(chance.integers(width - size + 1))
         lr_CHW = pair.lr_CHW[:, top : top + size, left : left + size]
-        big, top, left = size * SCALE, top * SCALE, left * SCALE
+        big, top, left = size * self._scale, top * self._scale, left * self._scale
         hr_CHW = pair.hr_CHW[:, top : top + big, left : left + big]
+        if self._degrade is not None:
+            hr_CHW = fitted(hr_CHW, self._room * self._scale)
+            lr_CHW, hr_CHW = degraded_crop(hr_CHW, self._degrade, self._seed, sample)
         return (pair.item, *self._augment.sample(lr_CHW, hr_CHW, self._patch, sample))
 
 

@@ -46,16 +46,19 @@ class FusionTask:
 
     judged = FUSED
 
-    def __init__(self, settings: TrainSettings, source: FusionSource) -> None:
+    def __init__(self, settings: TrainSettings, source: FusionSource, base: BaseRecord | None = None) -> None:
+        """`base` in place of the one that is fitted on the source."""
         if settings.network.name != "fusion":
             raise Refusal(
                 f"'{settings.network.name}' is no fusion network", where="network.name", cure="set it to fusion"
             )
+        if settings.export.dtype != "fp32":
+            raise Refusal("a fusion model is stored as fp32", where="export.dtype", cure="leave it out")
         self._settings = settings
         self.source = source
         document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
         fusion = parse_settings(FusionSettings, document, where="network.settings")
-        base = self._base()
+        base = base or self._base()
         torch.manual_seed(first_weights_seed(settings.network, settings.seed))
         self.network = FusionSR(fusion, base)
 

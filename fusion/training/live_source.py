@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion.training.batch import TrainBatch
-from fusion.training.folder import SCALE, FolderSource, RawPairs
+from fusion.training.folder import FolderSource, RawPairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     # lr_BCHW -> (sr_BECHW, feats by name)
     Ask = Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]
 
+SCALE = 4  # fusion is of 4x experts
 CONTEXT = 8
 FIT_STEPS = 16  # batches that the base is fitted on: a cache offers all its items, running experts are slow
 

@@ -45,6 +45,10 @@ class Waiting:
     def __init__(self) -> None:
         self._begun, self.waited = time.perf_counter(), 0.0
 
+    def restart(self) -> None:
+        """Count from now on."""
+        self._begun, self.waited = time.perf_counter(), 0.0
+
     @property
     def share(self) -> float:
         """The share of the time since the start that training stood still for data."""

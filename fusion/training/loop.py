@@ -10,12 +10,14 @@ from tqdm import tqdm
 from fusion.training.best import keep_best
 from fusion.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from fusion.training.curriculum import BALANCE, WeightedLosses, loss_names
+from fusion.training.degraded import refuse_for_fusion
 from fusion.training.finish import finish
 from fusion.training.journal import open_journals, refuse_missing
 from fusion.training.loader import Waiting, stream
 from fusion.training.losses.registry import build_losses
 from fusion.training.machine import open_machine
 from fusion.training.run_folder import open_run
+from fusion.training.start import start
 from fusion.training.state import TrainingState, new_state
 from fusion.training.step import Outcome, take_step
 
@@ -35,11 +37,13 @@ log = logging.getLogger(__name__)
 def train(settings: TrainSettings, make_task: Callable[[int, int], Task], *, resume: bool = False) -> dict[str, Any]:
     """Build the task by `make_task(rank, world)`, run to the last step, return the summary."""
     refuse_missing(settings)
+    refuse_for_fusion(settings)
     accelerator = open_machine(settings)
     names = [name for name in loss_names(settings.stages) if name != BALANCE]
     losses = WeightedLosses(build_losses(names, settings.weights)).to(accelerator.device)
     with accelerator.main_process_first():
         task = make_task(accelerator.process_index, accelerator.num_processes)
+        start(task, settings.network)  # before the run's folder is made: a file that does not fit begins no run
         folder = open_run(settings, task.source.fingerprint, resume=resume or not accelerator.is_main_process)
     state = new_state(task, settings, accelerator)
     latest = latest_checkpoint(folder.checkpoints) if resume else None
@@ -103,7 +107,7 @@ def _note(
         return
     if state.step % settings.log.every and state.step != settings.steps:
         return
-    rate = (bar.format_dict["rate"] or 0.0) * settings.data.batch
+    rate = _steps_per_second(bar) * settings.data.batch
     bar.set_postfix_str(f"loss {outcome.loss:.5f}, {rate:.0f} patches/s, waits {waiting.share:.1%}", refresh=False)
     values = {f"loss/{name}": value for name, value in outcome.parts.items()}
     values |= {
@@ -116,6 +120,12 @@ def _note(
     }
     for journal in journals:
         journal.scalars(values, state.step)
+
+
+def _steps_per_second(bar: tqdm) -> float:
+    """The bar's smoothed rate; before it has one, the mean since the start."""
+    known = bar.format_dict
+    return known["rate"] or (known["n"] - known["initial"]) / max(known["elapsed"], 1e-9)
 
 
 def _keep(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusion.training.settings import TrainSettings
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SCALED = ("cuda", "cpu")  # where torch's gradient scaler and its float16 autocast are tested
 
 
 def open_machine(settings: TrainSettings) -> Accelerator:
@@ -53,8 +54,9 @@ def open_machine(settings: TrainSettings) -> Accelerator:
 
 
 def _check_precision(settings: TrainSettings, device: torch.device) -> None:
-    if settings.precision == "fp16" and device.type == "cpu":
-        raise Refusal("fp16 training needs a GPU", where="precision", cure="set precision=bf16 or fp32")
+    if settings.precision == "fp16" and device.type not in _SCALED:
+        cure = "set precision=fp32, or device=cpu"
+        raise Refusal(f"fp16 training is not known to work on {device.type}", where="precision", cure=cure)
     if settings.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise Refusal("this GPU has no bf16", where="precision", cure="set precision=fp16")
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """How a network is built from settings, and the architecture name that goes into its file's header."""
+    """How a network is built, the architecture name for its file's header, and what its scale's setting is called."""
 
     architecture: str
     build: Callable[..., nn.Module]
+    scale_setting: str = "scale"
 
 
 def find_kind(kinds: Mapping[str, NetworkKind], name: str) -> NetworkKind:
@@ -32,12 +33,19 @@ def find_kind(kinds: Mapping[str, NetworkKind], name: str) -> NetworkKind:
     return kinds[name]
 
 
-def build_network(kinds: Mapping[str, NetworkKind], settings: NetworkSettings, seed: int) -> nn.Module:
-    """The named network with seeded first weights; settings that its constructor does not take are refused."""
+def build_network(kinds: Mapping[str, NetworkKind], settings: NetworkSettings, seed: int, scale: int = 4) -> nn.Module:
+    """The named network of that scale, with seeded first weights; settings that its constructor lacks are refused."""
     kind = find_kind(kinds, settings.name)
+    wanted = {kind.scale_setting: scale, **_tuples(settings.settings)}
+    if wanted[kind.scale_setting] != scale:
+        raise Refusal(
+            f"is {wanted[kind.scale_setting]}, the data's scale is {scale}",
+            where=f"network.settings.{kind.scale_setting}",
+            cure="set data.scale, and leave the network's out",
+        )
     torch.manual_seed(first_weights_seed(settings, seed))
     try:
-        return kind.build(**_tuples(settings.settings))
+        return kind.build(**wanted)
     except (TypeError, ValueError) as error:
         raise Refusal(f"cannot be built: {error}", where="network.settings", cure="correct that setting") from error
 

@@ -20,6 +20,8 @@ class Purpose(IntEnum):
     EXPERT_DROPOUT = 3
     NETWORK = 4
     BOOTSTRAP = 5
+    DEGRADE = 6
+    DEGRADE_HELD_OUT = 7
 
 
 def draw(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

@@ -7,28 +7,56 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from imaging.settings import Settings
+from imaging.degrade import DegradeSettings
+from imaging.settings import Settings, read_yaml
 
 Share = float  # of the run or of the samples, in [0, 1]
 
 
 class DataSettings(Settings):
-    """Images or cache, and how crops are cut. `patch` counts LR pixels, `batch` is global: over all processes."""
+    """Images or cache, and how crops are cut. `patch` counts LR pixels, `batch` is global: over all processes.
+
+    LR images are `scale` times smaller. `degrade` says how they are made of `hr`: by bicubic alone where it is left
+    out, else as these settings, or the YAML file named in their place, have it.
+    """
 
     hr: tuple[Path, ...] = ()
     cache: Path | None = None
     experts: tuple[str, ...] = ()
+    scale: Literal[2, 3, 4] = 4
+    degrade: DegradeSettings | None = None
     patch: PositiveInt = 32
     batch: PositiveInt = 16
     workers: int = Field(default=0, ge=0)
     hold_out: PositiveInt = 8
+    hold_out_seed: int | None = Field(default=None, ge=0)  # which images of a cache; None: the run's seed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _degrade_in_full(cls, document: Any) -> Any:
+        """The named file's settings in place of its name, at the run's scale: the run's config holds them all."""
+        if not isinstance(document, dict):
+            return document
+        degrade = document.get("degrade")
+        if isinstance(degrade, str | Path):
+            degrade = read_yaml(Path(degrade))
+        if isinstance(degrade, dict):
+            degrade = {"scale": document.get("scale", 4), **degrade}
+        return {**document, "degrade": degrade}
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> DataSettings:
+        if self.degrade is not None and self.degrade.scale != self.scale:
+            raise ValueError(f"degrade.scale is {self.degrade.scale} and scale is {self.scale}; leave the former out")
+        return self
 
 
 class AugmentSettings(Settings):
-    """Flips and rotations are on or off; the others are the probability that a sample is treated."""
+    """Flips and rotations are on, off, or (None) on where they are right; the others are the probability that a sample
+    is treated. Cached features may only be turned where the cache holds them for every turn (extract --dihedral)."""
 
-    flip: bool = True
-    rotate: bool = True
+    flip: bool | None = None
+    rotate: bool | None = None
     jitter: Share = Field(default=0.0, ge=0, le=1)
     blur: Share = Field(default=0.0, ge=0, le=1)
     crop_scale: Share = Field(default=0.0, ge=0, le=1)
@@ -37,12 +65,23 @@ class AugmentSettings(Settings):
 
 
 class NetworkSettings(Settings):
-    """The network by name, what its constructor is given, and the seed of its first weights (None: the run's)."""
+    """The network by name, what its constructor is given, and the seed of its first weights (None: the run's).
+
+    `start_from` is a trained file whose every key must fit, but for those that begin with a name in `start_new`:
+    these parts keep their first weights.
+    """
 
     name: str
     settings: dict[str, Any] = {}
     seed: int | None = Field(default=None, ge=0)
     start_from: Path | None = None
+    start_new: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _new_beside_what(self) -> NetworkSettings:
+        if self.start_new and self.start_from is None:
+            raise ValueError("start_new names what a start_from file lacks; there is no start_from")
+        return self
 
 
 class OptimizerSettings(Settings):
@@ -89,9 +128,11 @@ class AdversarialSettings(Settings):
 
 
 class FusionTaskSettings(Settings):
-    """Only for task fusion: how often an expert is left out of a step, and the final gate."""
+    """Only for task fusion: how often an expert is left out of a step, the final gate, and whether a budget head is
+    fitted for infer.py --budget (from a cache whose experts can be opened and timed)."""
 
     expert_dropout: Share = Field(default=0.1, ge=0, lt=1)
+    budget: bool = True
     gate_resamples: PositiveInt = 2000
     gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
 

@@ -64,8 +64,6 @@ class TrainingState:
 def new_state(task: Task, settings: TrainSettings, accelerator: Accelerator) -> TrainingState:
     """The state before the first step."""
     network = task.network
-    if settings.network.start_from is not None:
-        task.load(network, settings.network.start_from)
     network.to(accelerator.device)
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)

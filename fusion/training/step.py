@@ -53,16 +53,17 @@ def take_step(
     state.scaler.unscale_(state.optimizer)
     clip = settings.optimizer.clip
     gradient = float(torch.nn.utils.clip_grad_norm_(state.network.parameters(), clip if clip is not None else math.inf))
-    # A scaler expects overflowing gradients now and then and lowers its scale; a bad loss is bad in any precision.
-    sound = math.isfinite(loss) and (math.isfinite(gradient) or state.scaler.is_enabled())
-    if _everywhere(sound, accelerator):
+    scale = state.scaler.get_scale()  # 1 where nothing is scaled
+    # With room to lower the scale, overflowing gradients only ask for that; a bad loss is bad in any precision.
+    sound = math.isfinite(loss) and (math.isfinite(gradient) or scale > 1)
+    taken = _everywhere(sound, accelerator)
+    if taken:
         state.scaler.step(state.optimizer)
-        state.average.update_parameters(state.network)
-        taken = True
     else:
         _count_skip(state, batch, settings, loss, gradient)
-        taken = False
     state.scaler.update()
+    if taken and state.scaler.get_scale() >= scale:  # else the scaler left the weights as they were
+        state.average.update_parameters(state.network)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return Outcome(loss, parts, lr, gradient, taken)

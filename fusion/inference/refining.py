@@ -1,0 +1,83 @@
+"""A refiner and how it is applied -> a step of the pipeline: bar, events, provenance, forecast.
+
+Axes: C colour, H and W at four times LR size.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from fusion.inference.ensemble import SCALE
+from fusion.refinement.refine import count_tiles, refine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from fusion.inference.ensemble import Ensemble
+    from fusion.inference.gallery import Page
+    from fusion.inference.jobs import Sized
+    from fusion.inference.pipeline import Outcome
+    from fusion.inference.source import Source
+    from fusion.refinement.open import Refiner
+    from fusion.refinement.presets import Blend
+
+log = logging.getLogger(__name__)
+
+# While an image is refined, the host holds about nine float copies of it beside the fused one.
+HOST_BYTES_PER_PIXEL = 10 * 12
+
+
+def with_refiner(ensemble: Ensemble, refiner: Refiner | None) -> Ensemble:
+    """The ensemble with the refiner in its identity: what is made carries it, and is verified against it."""
+    if refiner is None:
+        return ensemble
+    return replace(ensemble, identity={**ensemble.identity, "refine": dict(refiner.identity)})
+
+
+@dataclass(frozen=True)
+class Refining:
+    """Refines one image after the other; what there is to tell goes into the run's outcome."""
+
+    refiner: Refiner
+    how: Blend
+    outcome: Outcome
+
+    def of(self, source: Source, item: str, page: Page | None) -> Callable[[Tensor], Tensor]:
+        """What makes the whole fused image of this source into the refined one."""
+
+        def rework(fused_CHW: Tensor) -> Tensor:
+            lr_CHW = source.window(0, source.height, 0, source.width)[0]
+            with tqdm(desc=f"refine {item}", unit="tile", leave=False) as bar:
+
+                def tick(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                refined = refine(self.refiner, fused_CHW, lr_CHW, self.how, tick, self._say)
+            self.outcome.guards[item] = refined.guard
+            if page is not None:
+                page.add_refined(refined.image_CHW, refined.guard)
+            return refined.image_CHW
+
+        return rework
+
+    def _say(self, event: str) -> None:
+        self.outcome.events.append(event)
+        log.warning("%s", event)
+
+
+def forecast_refinement(refiner: Refiner, sized: Sequence[Sized]) -> dict[str, Any]:
+    """For the dry run: calls of the diffusion model's parts, and the host's memory for the largest image."""
+    sides = [(SCALE * one.height, SCALE * one.width) for one in sized]
+    return {
+        "preset": refiner.identity["preset"],
+        "tiles": sum(count_tiles(refiner.preset, *side) for side in sides),
+        "host_bytes": max(height * width for height, width in sides) * HOST_BYTES_PER_PIXEL,
+        "precision": refiner.identity["precision"],
+    }

@@ -1,0 +1,65 @@
+"""A refined image, the fused one it was made of, their LR image -> what refinement may not change, held and measured.
+
+The low band is the span of the lowest 1/32 of the cosines (DCT-II) along each axis: the frequencies that five wavelet
+levels leave to the coarse part. Taking it is a true projection, so it can be made equal exactly, which the colour fix
+itself, an undecimated transform, cannot. Axes: C colour, H and W of the image, K cosines, N pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion.refinement.colour import LEVELS
+from imaging.resize import downscale
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GREY_LEVELS = 255
+
+
+def low_band(x_CHW: Tensor) -> Tensor:
+    """The part of an image (float32) that the guard holds."""
+    rows_KN, columns_KN = (_cosines(side) for side in x_CHW.shape[-2:])
+    coefficients_CKK = rows_KN @ x_CHW @ columns_KN.T
+    return rows_KN.T @ coefficients_CKK @ columns_KN
+
+
+def hold_low_band(refined_CHW: Tensor, fused_CHW: Tensor) -> Tensor:
+    """The nearest image to the refined one that has the fused one's low band."""
+    return refined_CHW + low_band(fused_CHW - refined_CHW)
+
+
+def measure(image_CHW: Tensor, fused_CHW: Tensor, lr_CHW: Tensor | None) -> dict[str, float]:
+    """In grey levels: the largest change in the low band, the mean square change (its root), and how far the
+    downscaled image is from the LR image (root mean square), beside the same of the fused image."""
+    change_CHW = image_CHW - fused_CHW
+    found = {"low_band_drift": _levels(low_band(change_CHW).abs().max()), "change_rms": _rms(change_CHW)}
+    if lr_CHW is not None:
+        found["lr_rms"] = _lr_rms(image_CHW, lr_CHW)
+        found["lr_rms_before"] = _lr_rms(fused_CHW, lr_CHW)
+    return found
+
+
+def _lr_rms(image_CHW: Tensor, lr_CHW: Tensor) -> float:
+    return _rms(downscale(image_CHW.clamp(0, 1)[None])[0] - lr_CHW)
+
+
+def _rms(x: Tensor) -> float:
+    return _levels(x.square().mean().sqrt())
+
+
+def _levels(value: Tensor) -> float:
+    return round(float(value) * GREY_LEVELS, 4)
+
+
+def _cosines(side: int) -> Tensor:
+    """(K, N) float32, orthonormal rows; at least the constant one."""
+    count = max(1, side // 2**LEVELS)
+    index_K, place_N = (torch.arange(length, dtype=torch.float64) for length in (count, side))
+    rows_KN = torch.cos(index_K[:, None] * (place_N + 0.5) * (math.pi / side)) * math.sqrt(2 / side)
+    rows_KN[0] = math.sqrt(1 / side)
+    return rows_KN.float()

@@ -1,0 +1,153 @@
+"""Preset, base model and LoRA -> a loaded `Refiner`; everything that is missing is refused before any weights are read.
+
+diffusers, peft and transformers are the extra `diffusion`: they are imported in here, when asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion.inference.source import file_sha256
+from fusion.refinement.conditions import find_conditions, load_conditions, text_files
+from fusion.refinement.locate import VAE, check_base, locate, weights_of
+from fusion.refinement.lora import find_loras, fuse_loras
+from fusion.refinement.presets import preset_of
+from fusion.refinement.step import update_of
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fusion.refinement.presets import Preset
+    from fusion.refinement.step import Update
+
+log = logging.getLogger(__name__)
+
+EXTRA = ("diffusers", "peft", "transformers")
+_CURE = "pip install 'championship-sr[diffusion]'"
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """A loaded refiner. `identity` goes into the record of what made an image: by content, not by path."""
+
+    preset: Preset
+    model: Any
+    vae: Any
+    update: Update
+    conditions: Mapping[str, Tensor]  # on the device, in `dtype`
+    device: torch.device
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+    identity: Mapping[str, Any]
+
+
+def diffusion_installed() -> bool:
+    """Is the extra there? Imports nothing."""
+    return all(find_spec(name) is not None for name in EXTRA)
+
+
+def open_refiner(preset: str, model: str, lora: Path | None, device: torch.device) -> Refiner:
+    """Check, load, fuse the LoRA; bf16 (or fp16) on CUDA, float32 elsewhere."""
+    chosen = preset_of(preset)
+    _require_extra()
+    folder = locate(model, chosen)
+    check_base(folder, chosen)
+    loras = [] if lora is None else find_loras(chosen, lora)
+    told = find_conditions(chosen, folder, lora)
+    conditions = load_conditions(chosen, folder, told)
+    dtype = precision_on(device)
+    parts = _load_parts(chosen, folder, torch.float32 if loras else dtype)
+    update = update_of(chosen, folder)
+    if loras:
+        fuse_loras(chosen, loras, parts)
+    else:
+        log.warning("no --refine-lora: the weights in %s must themselves be trained for one step", folder)
+    delicate = dtype == torch.float16 and parts["vae"].config["force_upcast"]
+    vae_dtype = torch.float32 if delicate else dtype
+    identity = {
+        "preset": preset,
+        "base": _hashes(_base_files(chosen, folder), folder),
+        "lora": {path.name: file_sha256(path) for path in loras},
+        "conditions": {path.name: file_sha256(path) for path in told.values()} or _hashes(text_files(folder), folder),
+        "precision": str(dtype).removeprefix("torch."),
+    }
+    return Refiner(
+        preset=chosen,
+        model=_settled(parts["model"], device, dtype),
+        vae=_settled(parts["vae"], device, vae_dtype),
+        update=update,
+        conditions={argument: one.to(device, dtype) for argument, one in conditions.items()},
+        device=device,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        identity=identity,
+    )
+
+
+def precision_on(device: torch.device) -> torch.dtype:
+    """Half the memory where the device computes in it, exactness on the CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _require_extra() -> None:
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise Refusal(f"diffusion refinement needs {', '.join(missing)}", where="--refine", cure=_CURE)
+
+
+def _load_parts(preset: Preset, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    try:
+        import diffusers
+
+        classes = {name: getattr(diffusers, name) for name in (preset.model_class, "AutoencoderKL")}
+    except (ImportError, RuntimeError, AttributeError) as error:  # diffusers imports its parts when they are named
+        first = " ".join(str(error).split())[:200]
+        raise Refusal(f"diffusers cannot be imported ({first})", where="--refine", cure=_CURE) from error
+    kinds = {"model": (preset.model_class, preset.subfolder), "vae": ("AutoencoderKL", VAE)}
+    return {part: _load(classes[kind], folder, sub, dtype) for part, (kind, sub) in kinds.items()}
+
+
+def _load(kind: Any, folder: Path, sub: str, dtype: torch.dtype) -> Any:
+    """By diffusers' own loader, but strictly: it would fill what a file lacks with random numbers."""
+    variant = "fp16" if ".fp16" in weights_of(folder / sub)[0].name else None
+    cure = "fetch the base again"
+    try:
+        part, report = kind.from_pretrained(
+            folder, subfolder=sub, torch_dtype=dtype, use_safetensors=True, variant=variant, output_loading_info=True
+        )
+    except Exception as error:  # loaders fail in many ways on damaged files
+        first = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Refusal(f"cannot be loaded ({first})", where=folder / sub, cure=cure) from error
+    wrong = [name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[key]]
+    if wrong:
+        raise Refusal(f"its file and its config disagree on {wrong[0]}", where=folder / sub, cure=cure)
+    return part
+
+
+def _settled(part: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    # diffusers warns of any cast, even to the same type.
+    part = part.to(device) if part.dtype == dtype else part.to(device, dtype)
+    return part.requires_grad_(False).eval()
+
+
+def _base_files(preset: Preset, folder: Path) -> list[Path]:
+    """All that decides what the base does."""
+    files = [folder / "scheduler" / "scheduler_config.json"] if preset.update == "ddpm" else []
+    for sub in (preset.subfolder, VAE):
+        files += [folder / sub / "config.json", *weights_of(folder / sub)]
+    return files
+
+
+def _hashes(files: list[Path], folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}

@@ -1,0 +1,122 @@
+"""`python -m fusion serve`: the studio, a local web page for looking at fusion."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import tempfile
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion.inference.choice import DEFAULT
+from fusion.inference.memory import keep_heap_small
+from fusion.refinement.presets import PRESETS
+from fusion.studio.desk import Desk
+from fusion.studio.folders import Folders
+from fusion.studio.shelf import Shelf
+from fusion.studio.uploads import Limits
+from fusion.studio.work import Studio
+from fusion.studio.workshop import ModelWords, RefineWords, Workshop
+from imaging.command import DONE
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Before gradio is imported: it shall tell nobody anything, and ask nobody for a newer version.
+_SILENT = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_SHARE": "False",
+    "GRADIO_SSR_MODE": "False",
+    "GRADIO_MCP_SERVER": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Open everything, then answer until Ctrl-C."""
+    words = _parse(arguments)
+    if find_spec("gradio") is None:
+        cure = "pip install 'championship-sr[studio]'"
+        raise Refusal("gradio is not installed", where="python -m fusion serve", cure=cure)
+    limits = Limits(words.max_mb, words.max_pixels, words.max_images)
+    folders = Folders.of(words.caches, words.runs)
+    experts = tuple(words.experts.split(",")) if words.experts else None
+    with (
+        tempfile.TemporaryDirectory(prefix="studio-") as folder,
+        closing(_bound(words.host, words.port)) as door,
+    ):
+        os.environ.update(_SILENT, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
+        keep_heap_small()
+        refine = RefineWords(words.refine, words.refine_model, words.refine_lora) if words.refine_model else None
+        chosen = ModelWords(words.model, experts, words.config, words.device, words.budget_head, refine)
+        workshop = Workshop.of(chosen)
+        studio = Studio(workshop, Shelf(), limits, Path(folder))
+        _answer(studio, folders, door, words.host)
+    return DONE
+
+
+def _answer(studio: Studio, folders: Folders, door: socket.socket, host: str) -> None:
+    import uvicorn  # both come with gradio, which is an extra
+
+    from fusion.studio.app import make_app
+    from fusion.studio.page import build_page
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # of every run it would tell where its log ends
+    port = door.getsockname()[1]
+    loopback = host in _LOOPBACK
+    with closing(Desk()) as desk:
+        app = make_app(build_page(studio, desk, folders), studio.shelf, studio.limits, loopback=loopback)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        name = f"[{host}]" if ":" in host else host
+        log.info("studio: http://%s:%d (Ctrl-C ends it)", name, port)
+        if not loopback:
+            log.warning("it listens on %s: whoever reaches that address can use it", host)
+        server.run(sockets=[door])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """The place to listen at, taken before the models are loaded; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((host, port))
+        door.listen()
+    except OSError as error:
+        door.close()
+        cure = "choose another --port (0: any that is free) or --host"
+        raise Refusal(f"cannot listen ({error.strerror})", where=f"{host}:{port}", cure=cure) from None
+    return door
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fusion serve", description=__doc__)
+    add = parser.add_argument_group("model, as for infer.py").add_argument
+    add("-n", "--model", default=DEFAULT, help="default, none, a folder, a file, or a name on the Hub")
+    add("--experts", help="comma-separated names or files")
+    add("--config", type=Path, help="a YAML file with further experts")
+    add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")
+    add("--budget-head", type=Path, metavar="FILE", help="what `python -m fusion fit-budget` wrote: offers budgets")
+    add("--refine", default=next(iter(PRESETS)), metavar="NAME", help=f"{' or '.join(PRESETS)}; with --refine-model")
+    add("--refine-model", metavar="DIR|ID", help="a diffusion model: offers refinement; needs the extra 'diffusion'")
+    add("--refine-lora", type=Path, metavar="DIR", help="the method's LoRA files and prompt tensors")
+    add = parser.add_argument_group("folders to look into; nothing outside them is read").add_argument
+    add("--caches", type=Path, metavar="DIR", help="a cache, or a folder of caches")
+    add("--runs", type=Path, metavar="DIR", help="a run folder of train.py, or a folder of such")
+    add = parser.add_argument_group("serving").add_argument
+    add("--host", default=_LOOPBACK[0], help="address to listen at; this machine only by default")
+    add("--port", type=int, default=7860, help="0: any that is free")
+    defaults = Limits()
+    add("--max-mb", type=float, default=defaults.megabytes, help="greatest size of one file")
+    add("--max-pixels", type=int, default=defaults.pixels, help="greatest number of pixels of one image")
+    add("--max-images", type=int, default=defaults.images, help="images in one job")
+    return parser.parse_args(arguments)

@@ -1,0 +1,74 @@
+"""Runs of train.py, over or not -> the best file of each in one folder, with a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from imaging.atomic import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of train.py: its name, its words, its folder, and the name of the file it ends in."""
+
+    name: str
+    words: tuple[str, ...]
+    folder: Path
+    model: str
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What came of it, once it is over."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def finished(self) -> Path | None:
+        """The file, once the run is over."""
+        return self.folder / f"{self.model}.safetensors" if self.summary else None
+
+    @property
+    def best(self) -> tuple[Path, float] | None:
+        """The best weights so far and their Y-PSNR on held-out images."""
+        scored = [(path, score_of(path)) for path in sorted((self.folder / "best").glob("step_*.safetensors"))]
+        return max(scored, key=lambda one: one[1], default=None)
+
+
+def score_of(file: Path) -> float:
+    """The Y-PSNR that stands in the header of a `best/` file, of an expert or of a fusion."""
+    with safe_open(file, framework="pt") as stream:
+        header = stream.metadata()
+    told = json.loads(header["provenance"]) if "provenance" in header else json.loads(header["training"])["details"]
+    return float(told["psnr_y"])
+
+
+def harvest(runs: Sequence[Run], troubles: Mapping[str, str], out: Path) -> dict[str, Any]:
+    """Copy each run's file, or the best so far of one that is not over, and say which is which and what went wrong."""
+    report: dict[str, Any] = {}
+    for one in runs:
+        best = one.best
+        file = one.finished or (best[0] if best else None)
+        target = out / f"{one.name}.safetensors"
+        if file is not None:
+            with atomic_path(target) as temporary:
+                shutil.copyfile(file, temporary)
+        report[one.name] = {
+            "over": one.finished is not None,
+            "file": None if file is None else target.name,
+            "psnr_y": None if best is None else best[1],
+            "trouble": troubles.get(one.name),
+            "summary": one.summary,
+        }
+    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+    return report

@@ -1,0 +1,83 @@
+"""Seams of tiles, measured on the shipped networks and a photograph: small errors, and no line along them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from skimage.data import chelsea
+
+from experts.catalog import load_catalog
+from experts.weights import pretrained_folder
+from fusion.inference.assemble import whole
+from fusion.inference.ensemble import Ensemble, Place, answer_tile
+from fusion.inference.seams import compare
+from fusion.inference.tiles import Span, plan_spans
+from infer import build
+
+TILE, SIZE = 112, (128, 224)
+# Greatest difference allowed, in grey levels. edsr-s sees 18 LR pixels far and has 16; the others attend to windows,
+# scan or transform whole tiles: docs/results/inference.md has what was measured.
+BOUNDS = {"edsr-s": 0.5, "msg": 4.0, "freqnet": 4.0, "ssm": 4.0}
+
+
+@pytest.fixture(scope="module")
+def photograph() -> torch.Tensor:
+    """An LR image with fur, whiskers and flat parts."""
+    height, width = SIZE
+    levels_HWC = np.asarray(chelsea())[40 : 40 + height, 100 : 100 + width]
+    return torch.from_numpy(levels_HWC.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def shipped(name: str) -> Ensemble:
+    spec = load_catalog().find(name)
+    if spec is None or not any((pretrained_folder() / source.file).is_file() for source in spec.weights):
+        pytest.skip(f"{name} is not shipped here")
+    return build("none", [name], device="cpu")
+
+
+def levels(answer_KHW: torch.Tensor) -> np.ndarray:
+    return 255 * answer_KHW[:3].permute(1, 2, 0).double().numpy()
+
+
+def in_tiles(ensemble: Ensemble, lr_BCHW: torch.Tensor, margin: int) -> np.ndarray:
+    rows, columns = (plan_spans(side, TILE, margin, ensemble.multiple) for side in SIZE)
+
+    def ask(row: Span, column: Span) -> torch.Tensor:
+        part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop]
+        return answer_tile(ensemble, part_BCHW, Place("cat", row.start, column.start, *SIZE))
+
+    return levels(whole(rows, columns, ask))
+
+
+@pytest.mark.parametrize("name", list(BOUNDS))
+def test_seams_of_shipped_networks_cannot_be_seen(photograph: torch.Tensor, name: str) -> None:
+    ensemble = shipped(name)
+    at_once = levels(answer_tile(ensemble, photograph, Place("cat", 0, 0, *SIZE)))
+    found = compare(
+        at_once,
+        in_tiles(ensemble, photograph, ensemble.margin),
+        tile=TILE,
+        margin=ensemble.margin,
+        multiple=ensemble.multiple,
+    )
+    assert found.greatest < BOUNDS[name]
+    assert found.step < 0.25, "a line along the seam of a quarter of a grey level"
+    if name == "edsr-s":  # with hardly any context the same measurement tells that seams are there
+        bad = compare(at_once, in_tiles(ensemble, photograph, 1), tile=TILE, margin=1, multiple=ensemble.multiple)
+        assert bad.at_seams > 20 * found.at_seams and bad.at_seams > 3 * bad.elsewhere
+
+
+def test_the_measure_finds_a_line_and_ignores_noise() -> None:
+    rng = np.random.default_rng(0)
+    whole_HWC = rng.uniform(0, 255, (4 * 100, 4 * 160, 3))
+    noisy = whole_HWC + rng.normal(0, 0.5, whole_HWC.shape)
+    plan = {"tile": 80, "margin": 8, "multiple": 1}
+    clean = compare(whole_HWC, noisy, **plan)
+    assert clean.at_seams == pytest.approx(0.5, rel=0.02) == clean.elsewhere
+    assert clean.step < 0.2
+    seam = 4 * plan_spans(160, 80, 8)[1].low
+    noisy[:, seam:] += 0.4
+    assert compare(whole_HWC, noisy, **plan).step == pytest.approx(0.4, abs=0.1)
+    with pytest.raises(ValueError, match="has no seam"):
+        compare(whole_HWC[:40, :40], noisy[:40, :40], **plan)
