@@ -107,7 +107,7 @@ def _as_specified(network: nn.Module, wanted: dict[str, Any], state: StateFile) 
         what = f"does not fit the expert's hyperparameters (the file says {told}): {_key_trouble(error)}"
         raise Refusal(what, where=state.path, cure="name the right expert, or give the file by its path") from None
     _require_same_buffers(rebuilt, state)
-    log.info("%s: built with %s, which the file does not tell", state.path.name, differing)
+    log.debug("%s: built with %s, which the tensors do not tell", state.path.name, differing)
     return rebuilt
 
 

@@ -86,8 +86,9 @@ class CacheSource:
         return as_train_batch(dequantize(raw, device))
 
     def fit_items(self) -> Iterator[TrainBatch]:
-        """Whole training items."""
-        return (as_train_batch(self._reader.read(item)) for item in self._fit)
+        """Whole training items, without features: the base is fitted on images."""
+        images = CacheReader(self._reader.store.root, items=self._fit, features=False)
+        return (as_train_batch(images.read(item)) for item in self._fit)
 
     def held_out(self) -> Iterator[TrainBatch]:
         """Whole held-out items."""
