@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD = "pack.json"
-_DENSE = 1.5  # bytes per pixel that the lossless file of a photograph needs, roughly
+_DENSE = 3.0  # bytes per pixel that a lossless file needs at most
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,16 @@ def _middle(path: Path, cap: int, least: int) -> _Middle | None:
     """The largest cut that takes at most `cap` bytes; None when that is below the least side."""
     rgb_BCHW = read_rgb(path)
     height, width = rgb_BCHW.shape[-2:]
-    share = math.sqrt(cap / path.stat().st_size)  # never too small: no file is denser than its lossless form
+    # The side of a square that is surely too large: no file is denser than its lossless form.
+    side = math.sqrt(cap / path.stat().st_size * height * width)
     while True:
-        tall, wide = (int(side * share) // 4 * 4 for side in (height, width))
+        tall, wide = (int(min(side, whole)) // 4 * 4 for whole in (height, width))
         if min(tall, wide) < least:
             return None
         data = _lossless(rgb_BCHW[..., (height - tall) // 2 :, (width - wide) // 2 :][..., :tall, :wide])
         if len(data) <= cap:
             return _Middle(data, tall * wide)
-        share *= min(0.99, math.sqrt(cap / len(data)))
+        side *= min(0.99, math.sqrt(cap / len(data)))
 
 
 def _lossless(rgb_BCHW: Tensor) -> bytes:

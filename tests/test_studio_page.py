@@ -226,7 +226,7 @@ def test_from_upload_to_download(address: str, place: Path, browser: Any, tmp_pa
     # Figures at a clicked pixel: those of the network itself.
     x, y = 100, 45
     page.mouse.click(stage["x"] + (x + 0.5) * stage["width"] / 160, stage["y"] + (y + 0.5) * stage["height"] / 120)
-    page.wait_for_selector(f"fusion-viewer[data-pixel='{x},{y}']")
+    page.wait_for_selector(f"fusion-viewer .viewer[data-pixel='{x},{y}']")
     page.mouse.move(5, 5)
     page.wait_for_selector("fusion-viewer .reading small:has-text('mark')")
     told = [float(one) for one in page.locator("fusion-viewer .weights em").all_inner_texts()]
@@ -247,7 +247,7 @@ def test_from_upload_to_download(address: str, place: Path, browser: Any, tmp_pa
     page.keyboard.press("1")
     assert page.inner_text("fusion-viewer [data-role=scale]") == "100 %"
     page.keyboard.press("Shift+ArrowRight")
-    page.wait_for_selector(f"fusion-viewer[data-pixel='{x + 1},{y}']")
+    page.wait_for_selector(f"fusion-viewer .viewer[data-pixel='{x + 1},{y}']")
 
     # The file to keep.
     with page.expect_download() as caught:
@@ -306,7 +306,8 @@ def test_pictures_for_the_documentation(browser: Any, tmp_path: Path) -> None:
     """The shipped experts on photographs from scikit-image; each picture light enough for a repository."""
     folder = Path(str(SCREENSHOTS))
     inputs = sample_images(tmp_path / "in")
-    words = ["--caches", sample_cache(tmp_path), "--runs", sample_runs(tmp_path / "runs"), *shown_model(tmp_path)]
+    model, shown = shown_model()
+    words = ["--caches", sample_cache(tmp_path), "--runs", sample_runs(tmp_path / "runs"), *model]
     with serving(tmp_path / "server", words) as address:
         for name, width, height, scheme in (
             ("", 1440, 900, "light"),
@@ -318,8 +319,7 @@ def test_pictures_for_the_documentation(browser: Any, tmp_path: Path) -> None:
             page = visitor.page
             visitor.upload(*inputs)
             visitor.enlarge()
-            page.select_option("fusion-viewer [data-role=map]", index=1 if scheme == "light" else 2)
-            page.wait_for_load_state("networkidle")
+            page.select_option("fusion-viewer [data-role=map]", label=shown if scheme == "light" else "disagreement")
             take(page, folder / f"studio{name}.png")
             if not name:
                 take_other_tabs(page, folder)

@@ -111,10 +111,10 @@ def tiling_table(image: Path, models: Sequence[tuple[str, str]], tile: int, fold
         rows.append(f"| {name} | {margin} | {found.greatest:.3f} | {seams} |")
     text = (
         f"## Tiled against whole\n\n{image.name}, tiles of {tile} LR pixels, in grey levels of 8 bits. Margin: LR"
-        " pixels of context on each side.\nAt seams: over the ramps where tiles meet and 4 pixels beside them. Step: the"
-        " mean jump along a whole seam, which an eye\ncould follow as a line; half a level is rounding. small-hat is a"
-        " random window attention (two groups of windows of 16),\nrandom-fusion the whole fusion network with random"
-        " weights over it and edsr-s."
+        " pixels of context on each side.\nAt seams: over the ramps where tiles meet and 4 pixels beside them. Step:"
+        " the mean jump along a whole seam, which an eye\ncould follow as a line; half a level is rounding. small-hat"
+        " is a random window attention (two groups of windows of 16),\nrandom-fusion the whole fusion network with"
+        " random weights over it and edsr-s."
     )
     head = "| experts or model | margin | greatest difference | rms at seams | rms elsewhere | greatest seam step |"
     return [text, "", head, "|---|---|---|---|---|---|", *rows, ""]

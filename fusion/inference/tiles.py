@@ -41,8 +41,8 @@ def _ramp(length: int) -> Tensor:
 
 
 def smallest_tile(margin: int, multiple: int, ramp: int = RAMP) -> int:
-    """The least tile in which both overlaps find room."""
-    return _up(2 * (2 * margin + ramp) + 2 * multiple, multiple)
+    """The least tile in which both overlaps find room, also where the last tile begins right after the one before."""
+    return _up(2 * margin + ramp + max(2 * margin + ramp, 2 * ramp) + 2 * multiple, multiple)
 
 
 def plan_spans(length: int, tile: int, margin: int, multiple: int = 1, ramp: int = RAMP) -> list[Span]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import socket
@@ -76,11 +77,18 @@ def _answer(studio: Studio, folders: Folders, door: socket.socket, host: str) ->
     with closing(Desk()) as desk:
         app = make_app(build_page(studio, desk, folders), studio.shelf, studio.limits, loopback=loopback)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         name = f"[{host}]" if ":" in host else host
         log.info("studio: http://%s:%d (Ctrl-C ends it)", name, port)
         if not loopback:
             log.warning("it listens on %s: whoever reaches that address can use it", host)
         server.run(sockets=[door])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Pages that are still open when the studio ends are cut off: that is no error."""
+    cut_off = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_off and "graceful shutdown" not in record.getMessage()
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -84,7 +84,7 @@ class FusionViewer extends HTMLElement {
     this.overlay();
     this.fit();
     this.pin(Math.floor(image.width * 0.62), Math.floor(image.height * 0.4));
-    this.dataset.ready = "yes";
+    this.find(".viewer").dataset.ready = "yes";
   }
 
   mark(index) {
@@ -214,7 +214,7 @@ class FusionViewer extends HTMLElement {
 
   tell(reading, kept) {
     this.find(".reading").innerHTML = readingOf(this.image, reading, kept);
-    this.dataset.pixel = `${reading.x},${reading.y}`;
+    this.find(".viewer").dataset.pixel = `${reading.x},${reading.y}`;
   }
 
   listen() {
