@@ -16,13 +16,14 @@ from PIL import Image
 from scipy.ndimage import correlate, uniform_filter
 
 from cache_tools.__main__ import main as import_main
+from cache_tools.reader import CacheReader
 from fusion.inference import budget_fit
 from fusion.inference.budget import MEASURES, BudgetHead, choose, measure_cells
 from fusion.inference.budget_fit import expected_error, make_menu
 from fusion.inference.budget_run import Buyer
 from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options
-from fusion.network.base import BaseRecord
+from fusion.network.base import BaseBlend, BaseRecord
 from imaging.command import DONE, run
 from imaging.files import read_rgb
 from imaging.metrics import luma
@@ -260,6 +261,24 @@ def make_budget_cache(folder: Path) -> Path:
     sources = ["--hr", str(folder / "hr"), "--lr", str(folder / "lr"), "--out", str(folder / "cache")]
     assert run(import_main, ["import-images", *folders, *sources]) == DONE
     return folder / "cache"
+
+
+@pytest.mark.parametrize(("groups", "pull"), [(((0, 1, 2),), 0.0), (((0,), (1, 2)), 0.0), (((0, 1, 2),), 0.7)])
+def test_the_errors_learned_from_are_those_of_the_blends(tmp_path: Path, groups: Any, pull: float) -> None:
+    """One table of products per cell against every selection's blend made and compared with the truth."""
+    cache = make_budget_cache(tmp_path)
+    reader = CacheReader(cache, features=False)
+    record = random_record(reader.experts).model_copy(update={"groups": groups, "back_projection": pull})
+    menu = make_menu(record, {"cheap": 1.0, "dear": 3.0})
+    cells, blend, row = budget_fit.gather(reader, record, menu), BaseBlend(record), 0
+    for item in reader:
+        for index, names in enumerate(menu):
+            images = torch.stack([item.sr_BECHW[:, item.experts.index(name)] for name in names], 1)
+            assert item.hr_BCHW is not None
+            error_HW = (blend(item.lr_BCHW, images, names) - item.hr_BCHW).square().mean((0, 1)).numpy()
+            expected = error_HW.reshape(3, 64, 2, 64).mean((1, 3)).ravel()
+            np.testing.assert_allclose(cells.errors_XM[row : row + 6, index], expected, rtol=1e-3, atol=1e-7)
+        row += 6
 
 
 def test_fit_from_a_real_cache(tmp_path: Path) -> None:

@@ -317,6 +317,7 @@ def test_out_of_memory_is_told(tmp_path: Path, expert: Path, monkeypatch: Any, c
         ["-i", "x", "-o", "y", "--budget", "1.5", "--budget-head", "z"],
         ["-i", "x", "-o", "y", "--experts", "no-such-expert", "--model", "none"],
         ["-i", "x", "-o", "y", "--model", "none"],
+        ["-i", "x", "-o", "y", "--model", "edsr-s"],
         ["-i", "x", "-o", "y", "--device", "quantum"],
     ],
 )

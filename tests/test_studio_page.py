@@ -161,13 +161,14 @@ def call(address: str, element: str, event: str, data: list[Any]) -> str:
 def test_forged_requests_read_nothing_outside(address: str, place: Path) -> None:
     """Files that were not uploaded, caches and runs that are not below the chosen folders."""
     controls = [["tiny-a", "tiny-b"], "fp32", False, "everything", 0.5, 0.02, False, 1, "wavelet", None]
-    for path in (place / "in" / "photo.png", place / "caches" / "hr" / "a.png"):
-        assert path.is_file()
+    for path in (place / "in" / "photo.png", place / "caches" / "hr" / "a.png", f"{address}/studio/static/page.css"):
         forged = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
         said = call(address, "run", "click", [[forged], *controls])
         assert "process_completed" in said
         assert "fusion-viewer" not in said
         assert '"success":false' in said.replace(" ", "")
+        # The same where no file is expected at all.
+        assert '"success":false' in call(address, "check", "click", ["cache", forged, 1]).replace(" ", "")
     for name in ("../secret", str(place / "caches" / "cache"), "/etc"):
         assert "image/png" not in call(address, "check", "click", [name, "", 1])
         assert "polyline" not in call(address, "again", "click", [[name], 0.5])

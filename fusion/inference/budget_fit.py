@@ -20,8 +20,10 @@ from tqdm import tqdm
 from cache_tools.reader import CacheReader
 from fusion.base_fit import BaseFit
 from fusion.inference.budget import CELL, BudgetHead, cell_sums, measure_cells
-from fusion.inference.budget_curve import SCALE, as_text, blends, curve, rows_of, said, truth_of
-from fusion.network.base import BaseBlend, BaseRecord
+from fusion.inference.budget_curve import SCALE, as_text, curve, rows_of, said, truth_of
+from fusion.network.back_projection import back_project
+from fusion.network.base import WHOLE
+from fusion.network.base_bands import BAND_NAMES, split_bands
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
@@ -29,7 +31,8 @@ from imaging.refusal import Refusal, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
+    from cache_tools.reader import FusionBatch
+    from fusion.network.base import BaseRecord
 
 log = logging.getLogger(__name__)
 
@@ -136,33 +139,52 @@ def make_menu(base: BaseRecord, seconds: Mapping[str, float]) -> tuple[tuple[str
 
 def expected_error(base: BaseRecord, names: Sequence[str]) -> float:
     """Mean squared error of the subset's blend, from the stored products of errors."""
-    gram = np.array(base.gram)
-    bands = len(gram) // len(base.experts)
-    weights_GE = base.solve(names)
-    vector = np.zeros(len(gram))
-    for group, row in zip(base.groups, weights_GE, strict=True):
-        for name, weight in zip(names, row, strict=True):
-            for band in group:
-                vector[base.experts.index(name) * bands + band] = weight
-    return float(vector @ gram @ vector)
+    weights_X = _weights(base, names)
+    return float(weights_X @ np.array(base.gram) @ weights_X)
 
 
 def gather(reader: CacheReader, base: BaseRecord, menu: Sequence[tuple[str, ...]]) -> Cells:
-    """Every cell of every item."""
-    blend, rows = BaseBlend(base), list[tuple[np.ndarray, ...]]()
+    """Every cell of every item.
+
+    A blend is linear in its experts' images, so all selections' errors follow from one table of products per cell.
+    """
+    weights_MX = np.stack([_weights(base, names) for names in menu])
+    if base.groups == WHOLE:  # alike in all bands: the images need not be split
+        weights_MX = weights_MX[:, :: len(BAND_NAMES)]
+    rows = list[tuple[np.ndarray, ...]]()
     for item in tqdm(reader, desc="cells", total=len(reader), unit="item", disable=None):
         measures_PQD, energy_PQ, pixels_PQ = measure_cells(item.lr_BCHW)
-        truth_BCHW = truth_of(item)
-        errors_PQM = np.stack([_errors(image, truth_BCHW) for image in blends(blend, item, menu)], axis=-1)
+        products_XXPQ = _products(item, base)
+        errors_PQM = np.einsum("xypq,mx,my->pqm", products_XXPQ, weights_MX, weights_MX, optimize=True)
         rows.append((rows_of(measures_PQD), energy_PQ.ravel(), rows_of(errors_PQM), pixels_PQ.ravel()))
     return Cells(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
 
 
-def _errors(image_BCHW: Tensor, truth_BCHW: Tensor) -> np.ndarray:
-    """Mean squared error of each cell (P, Q)."""
-    errors_1HW = (image_BCHW - truth_BCHW).square().mean(1).double()
-    sums_KPQ = cell_sums(torch.cat([errors_1HW, torch.ones_like(errors_1HW)]), SCALE * CELL)
-    return sums_KPQ[0] / sums_KPQ[1]
+def _weights(base: BaseRecord, names: Sequence[str]) -> np.ndarray:
+    """A selection's weights over experts, then bands; 0 for experts that are not in it."""
+    weights_EK = np.zeros((len(base.experts), len(BAND_NAMES)))
+    for group, row in zip(base.groups, base.solve(names), strict=True):
+        for name, weight in zip(names, row, strict=True):
+            weights_EK[base.experts.index(name), list(group)] = weight
+    return weights_EK.ravel()
+
+
+def _products(item: FusionBatch, base: BaseRecord) -> np.ndarray:
+    """Mean products of errors in each cell (X, X, P, Q): of experts (and bands, where they count), pulled onto the LR."""
+    order = [item.experts.index(name) for name in base.experts]
+    images_ECHW = item.sr_BECHW[0, order]
+    with torch.no_grad():
+        lr_ECHW = item.lr_BCHW.expand(len(order), -1, -1, -1)
+        errors_ECHW = back_project(images_ECHW, lr_ECHW, base.back_projection) - truth_of(item)
+        split = base.groups != WHOLE
+        parts_XCHW = torch.stack(split_bands(errors_ECHW), 1).flatten(0, 1) if split else errors_ECHW
+    count = len(parts_XCHW)
+    first, second = np.triu_indices(count)
+    pairs_YHW = torch.stack([(parts_XCHW[x] * parts_XCHW[y]).mean(0) for x, y in zip(first, second, strict=True)])
+    sums_YPQ = cell_sums(torch.cat([pairs_YHW, torch.ones_like(pairs_YHW[:1])]).double(), SCALE * CELL)
+    products_XXPQ = np.empty((count, count, *sums_YPQ.shape[1:]))
+    products_XXPQ[first, second] = products_XXPQ[second, first] = sums_YPQ[:-1] / sums_YPQ[-1]
+    return products_XXPQ
 
 
 def _ridge(cells: Cells, target_X: np.ndarray) -> tuple[float, ...]:

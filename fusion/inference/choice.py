@@ -57,6 +57,9 @@ def choose(model: str, experts: Sequence[str] | None, pretrained: Path) -> Choic
         raise Refusal("holds no model", where=path, cure=cure)
     if path.is_file() and not is_fusion_file(path):
         return Choice(wanted or (str(path),), None, str(path))
+    if not path.exists() and "/" not in model:  # an id on the Hub is owner/name: do not ask there for a typing error
+        cure = f"name a file or folder, a Hub id as owner/name, or a known expert by --model {NONE} --experts {model}"
+        raise Refusal("there is no such model", where=f"--model {model}", cure=cure)
     fusion = FusionSR.from_pretrained(model)
     return Choice(wanted or fusion.settings.names, fusion, model)
 

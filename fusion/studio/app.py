@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fusion.studio.addresses import Addresses, read_static
 from fusion.studio.guard import Guard
 from fusion.studio.page import HEAD, THEME
+from fusion.studio.takings import take_uploads_only
 
 if TYPE_CHECKING:
     from fusion.studio.shelf import Shelf
@@ -36,4 +37,5 @@ def make_app(page: gr.Blocks, shelf: Shelf, limits: Limits, *, loopback: bool) -
         show_error=True,
         max_file_size=int(limits.megabytes * 1e6),
     )
+    take_uploads_only(page)
     return Guard(app, loopback=loopback)
