@@ -19,12 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from fusion.network import FusionSettings, FusionSR
 from fusion.network.attention import TokenAttention
+from fusion.network.settings import every_phase
 from fusion.seed_layout import seed_of_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Kind = Literal["ours", "seed"]
+Kind = Literal["default", "every phase", "seed"]
 
 
 class Size(NamedTuple):
@@ -36,16 +37,15 @@ class Size(NamedTuple):
 
 
 def build(kind: Kind, size: Size) -> Callable[[], Tensor]:
-    """The network on random inputs at the default settings -> a function that does one training step (no optimizer)."""
+    """The network on random inputs -> a function that does one training step (no optimizer)."""
     torch.manual_seed(0)
-    settings = FusionSettings()
     network = build_network(kind).to(size.device)
-    lr_BCHW, sr_BECHW, feats = random_batch(settings, size)
-    call = partial(network, lr_BCHW, sr_BECHW, feats if kind == "ours" else list(feats.values()))
+    lr_BCHW, sr_BECHW, feats = random_batch(FusionSettings(), size)
+    call = partial(network, lr_BCHW, sr_BECHW, list(feats.values()) if kind == "seed" else feats)
 
     def step() -> Tensor:
         output = call()
-        image = output.image_BCHW if kind == "ours" else output
+        image = output if kind == "seed" else output.image_BCHW
         network.zero_grad(set_to_none=True)
         loss = (image - 0.5).abs().mean()
         loss.backward()
@@ -55,9 +55,11 @@ def build(kind: Kind, size: Size) -> Callable[[], Tensor]:
 
 
 def build_network(kind: Kind) -> nn.Module:
-    """Ours at the default settings, or the seed's layout with as many parameters."""
-    ours = FusionSR()
-    if kind == "ours":
+    """Ours at the default settings, ours with every phase on, or the seed's layout with as many parameters as that."""
+    if kind == "default":
+        return FusionSR()
+    ours = FusionSR(every_phase())
+    if kind == "every phase":
         return ours
     channels = [slot.channels for slot in ours.settings.experts]
     return seed_of_size(channels, sum(p.numel() for p in ours.parameters()))
@@ -145,9 +147,9 @@ def _resident(field: str) -> int | None:
 
 
 def phases(size: Size, repeats: int) -> list[dict[str, Any]]:
-    """Each phase of ours alone, forward and backward, on the inputs it really gets; attention inside them as well."""
+    """Each phase alone, all switched on, forward and backward, on the inputs it really gets; attention inside too."""
     torch.manual_seed(0)
-    network = build_network("ours").to(size.device)
+    network = build_network("every phase").to(size.device)
     watched = dict(network.named_children())
     watched |= {name: module for name, module in network.named_modules() if isinstance(module, TokenAttention)}
     caught: dict[str, Any] = {}
@@ -180,8 +182,8 @@ def _phase(name: str, module: nn.Module, inputs: Any, size: Size, repeats: int) 
 
 
 def busiest_operations(size: Size, count: int = 8) -> list[dict[str, Any]]:
-    """The operations that a whole step of ours spends its time in."""
-    step = build("ours", size)
+    """The operations that a whole step with every phase spends its time in."""
+    step = build("every phase", size)
     step()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if size.device != "cpu" else [])
     with profile(activities=activities, acc_events=True) as profiler:

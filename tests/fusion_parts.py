@@ -36,11 +36,12 @@ def small_settings(slots: Sequence[ExpertSlot] = SLOTS, **changes: Any) -> Fusio
     """Every phase, narrow; three experts of which one has no features."""
     narrow: dict[str, Any] = {
         "context_width": 8,
+        "bands": BandsSettings(),
         "cross_band": CrossBandSettings(width=8, inner=8, heads=2, expansion=2),
         "collaboration": CollaborationSettings(width=8, inner=8, heads=2),
         "hierarchy": HierarchySettings(width=8),
         "gating": GatingSettings(width=8),
-        "refine": RefineSettings(width=8),
+        "refine": RefineSettings(width=8, blocks=1),
         "edges": EdgesSettings(width=8, levels=2),
     }
     return FusionSettings(experts=tuple(slots), **(narrow | changes))

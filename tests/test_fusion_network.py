@@ -15,7 +15,7 @@ from fusion.network.attention import attend
 from fusion.network.hierarchy import shrink, spread
 from fusion.network.lka import LargeKernelAttention
 from fusion.network.parts import ChannelNorm, weigh, zero_mean_per_pixel, zero_sum
-from fusion.network.settings import RefineSettings
+from fusion.network.settings import RefineSettings, every_phase
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 from tests.fusion_parts import PHASES, SLOTS, batch_for, random_record, small_model, small_settings, stir, without
@@ -38,13 +38,14 @@ def test_untrained_it_is_the_base_bit_for_bit(groups: tuple[tuple[int, ...], ...
     assert all(part.abs().max() == 0 for part in output.contributions.values())
 
 
-def test_the_default_network_has_its_size_and_starts_as_the_base() -> None:
+@pytest.mark.parametrize("phases_on", [{"gating", "refine"}, set(PHASES)])
+def test_the_network_has_its_size_and_starts_as_the_base(phases_on: set[str]) -> None:
     torch.manual_seed(0)
-    model = FusionSR()
+    model = FusionSR() if len(phases_on) == 2 else FusionSR(every_phase())
     phases = model.parameters_per_phase()
     assert 1_000_000 <= sum(phases.values()) <= 1_200_000
     assert sum(phases.values()) == sum(p.numel() for p in model.parameters())
-    assert set(PHASES) <= set(phases)
+    assert set(PHASES) & set(phases) == phases_on
     lr, sr, feats = batch_for(model.settings, 8, 8, batch=1)
     with torch.no_grad():
         output = model(lr, sr, feats)

@@ -97,6 +97,14 @@ def test_a_taken_port_is_refused_before_anything_is_loaded(address: str) -> None
         serve.main(["--port", str(urlsplit(address).port), "--model", "/nowhere"])
 
 
+def test_incomplete_words_are_refused() -> None:
+    need_gradio()
+    with pytest.raises(Refusal, match="needs a base model"):
+        serve.main(["--refine", "tsdsr"])
+    with pytest.raises(Refusal, match="no such folder"):
+        serve.main(["--caches", "/nowhere/at/all"])
+
+
 def test_strangers_are_refused(address: str) -> None:
     own = urlsplit(address).netloc
     assert ask(address, "/")[0] == 200

@@ -170,7 +170,7 @@ def _weights(base: BaseRecord, names: Sequence[str]) -> np.ndarray:
 
 
 def _products(item: FusionBatch, base: BaseRecord) -> np.ndarray:
-    """Mean products of errors in each cell (X, X, P, Q): of experts (and bands, where they count), pulled onto the LR."""
+    """Mean products of errors in each cell (X, X, P, Q): of experts (and bands, where they count), pulled to the LR."""
     order = [item.experts.index(name) for name in base.experts]
     images_ECHW = item.sr_BECHW[0, order]
     with torch.no_grad():

@@ -81,10 +81,10 @@ class RefineSettings(Settings):
     scale starts. `direct`: it also reads every expert's difference and features itself, not only phases 2 to 6."""
 
     enabled: bool = True
-    width: int = Field(default=128, ge=1)
-    blocks: int = Field(default=0, ge=0)
-    direct: bool = False
-    scale: float = Field(default=0.01, gt=0)
+    width: int = Field(default=96, ge=1)
+    blocks: int = Field(default=4, ge=0)
+    direct: bool = True
+    scale: float = Field(default=0.5, gt=0)
 
 
 class EdgesSettings(Settings):
@@ -111,18 +111,21 @@ class EnvelopeSettings(Settings):
 
 
 class FusionSettings(Settings):
-    """The whole network. A phase that is off has no parameters; so has one whose result nobody would use."""
+    """The whole network. A phase that is off has no parameters; so has one whose result nobody would use.
+
+    On by default are those that pay (docs/results/fusion-experiments.md); naming another phase switches it on.
+    """
 
     experts: tuple[ExpertSlot, ...] = Field(default=REFERENCE_EXPERTS, min_length=1)
     features: Literal["taps", "none"] = "taps"
     context_width: int = Field(default=64, ge=1)
-    bands: BandsSettings = BandsSettings()
-    cross_band: CrossBandSettings = CrossBandSettings()
-    collaboration: CollaborationSettings = CollaborationSettings()
-    hierarchy: HierarchySettings = HierarchySettings()
+    bands: BandsSettings = BandsSettings(enabled=False)
+    cross_band: CrossBandSettings = CrossBandSettings(enabled=False)
+    collaboration: CollaborationSettings = CollaborationSettings(enabled=False)
+    hierarchy: HierarchySettings = HierarchySettings(enabled=False)
     gating: GatingSettings = GatingSettings()
     refine: RefineSettings = RefineSettings()
-    edges: EdgesSettings = EdgesSettings()
+    edges: EdgesSettings = EdgesSettings(enabled=False)
     consistency: ConsistencySettings = ConsistencySettings()
     envelope: EnvelopeSettings = EnvelopeSettings()
 
@@ -176,3 +179,15 @@ class FusionSettings(Settings):
                     where=f"expert {name}",
                     cure="use the weights named in the model, or train a fusion model for these",
                 )
+
+
+def every_phase() -> FusionSettings:
+    """All of the seed's phases on, for the reference experts: configs/fusion_x4_full.yaml."""
+    return FusionSettings(
+        bands=BandsSettings(),
+        cross_band=CrossBandSettings(),
+        collaboration=CollaborationSettings(),
+        hierarchy=HierarchySettings(),
+        refine=RefineSettings(width=128, blocks=0, direct=False, scale=0.01),
+        edges=EdgesSettings(),
+    )

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         raise Refusal("gradio is not installed", where="python -m fusion serve", cure=cure)
     limits = Limits(words.max_mb, words.max_pixels, words.max_images)
     folders = Folders.of(words.caches, words.runs)
+    refine = _refinement(words)
     experts = tuple(words.experts.split(",")) if words.experts else None
     with (
         tempfile.TemporaryDirectory(prefix="studio-") as folder,
@@ -57,12 +58,19 @@ def main(arguments: Sequence[str]) -> int:
     ):
         os.environ.update(_SILENT, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
         keep_heap_small()
-        refine = RefineWords(words.refine, words.refine_model, words.refine_lora) if words.refine_model else None
         chosen = ModelWords(words.model, experts, words.config, words.device, words.budget_head, refine)
         workshop = Workshop.of(chosen)
         studio = Studio(workshop, Shelf(), limits, Path(folder))
         _answer(studio, folders, door, words.host)
     return DONE
+
+
+def _refinement(words: argparse.Namespace) -> RefineWords | None:
+    if words.refine_model is None:
+        if words.refine is not None or words.refine_lora is not None:
+            raise Refusal("needs a base model", where="--refine", cure="add --refine-model with a folder or Hub id")
+        return None
+    return RefineWords(words.refine or next(iter(PRESETS)), words.refine_model, words.refine_lora)
 
 
 def _answer(studio: Studio, folders: Folders, door: socket.socket, host: str) -> None:
@@ -114,7 +122,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--config", type=Path, help="a YAML file with further experts")
     add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")
     add("--budget-head", type=Path, metavar="FILE", help="what `python -m fusion fit-budget` wrote: offers budgets")
-    add("--refine", default=next(iter(PRESETS)), metavar="NAME", help=f"{' or '.join(PRESETS)}; with --refine-model")
+    usual = next(iter(PRESETS))
+    add("--refine", metavar="NAME", help=f"{' or '.join(PRESETS)}; {usual} unless told otherwise")
     add("--refine-model", metavar="DIR|ID", help="a diffusion model: offers refinement; needs the extra 'diffusion'")
     add("--refine-lora", type=Path, metavar="DIR", help="the method's LoRA files and prompt tensors")
     add = parser.add_argument_group("folders to look into; nothing outside them is read").add_argument

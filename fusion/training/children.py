@@ -65,10 +65,10 @@ def run_children(
 
 def _begin(command: Sequence[str], folder: Path, name: str, at_once: int) -> _Running:
     threads = str(max(1, (os.cpu_count() or 1) // at_once))
-    words = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    shared_out = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     errors, output = (folder / f"{name}.log").open("ab"), folder / f"{name}.out"
     with output.open("wb") as stdout:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **words}, stdout=stdout, stderr=errors)
+        process = subprocess.Popen(command, cwd=ROOT, env={**shared_out, **os.environ}, stdout=stdout, stderr=errors)
     return _Running(process, time.monotonic(), errors, output)
 
 
