@@ -94,7 +94,9 @@ def _pace(settings: TrainSettings, words: argparse.Namespace) -> int:
     if words.live:
         live = settings.model_copy(update={"data": settings.data.model_copy(update={"cache": None})})
         found = measure_pace(live, lambda *place: _unfitted(live, live_source(live, *place)), words.pace[1], 0)
+        cpu = [pace.cpu_seconds / pace.steps for pace in (cached, found)]
         document |= {"live": asdict(found), "ratio": cached.samples_per_second / found.samples_per_second}
+        document["cpu_ratio"] = cpu[1] / cpu[0]
     print_json(document)
     return DONE
 

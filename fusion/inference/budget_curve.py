@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from cache_tools.reader import CacheReader
 from fusion.inference.budget import choose, measure_cells
-from fusion.network.base import BaseBlend
+from fusion.network.back_projection import back_project
+from fusion.network.base import WHOLE, BaseBlend, weighted_sum
 from imaging.metrics import psnr
 
 if TYPE_CHECKING:
@@ -86,10 +87,19 @@ def said(tile: int) -> str:
 
 
 def blends(blend: BaseBlend, item: FusionBatch, menu: Sequence[tuple[str, ...]]) -> list[Tensor]:
-    """The blend of each selection."""
-    images = {name: item.sr_BECHW[:, index] for index, name in enumerate(item.experts)}
+    """The blend of each selection; what is alike for all of them, the pull onto the LR image, is made once each."""
+    record, lr_BCHW = blend.record, item.lr_BCHW
     with torch.no_grad():
-        return [blend(item.lr_BCHW, torch.stack([images[name] for name in names], 1), names) for names in menu]
+        if record.groups != WHOLE:
+            images = {name: item.sr_BECHW[:, index] for index, name in enumerate(item.experts)}
+            return [blend(lr_BCHW, torch.stack([images[name] for name in names], 1), names) for names in menu]
+        pulled = {
+            name: back_project(item.sr_BECHW[:, index], lr_BCHW, record.back_projection)
+            for index, name in enumerate(item.experts)
+        }
+        return [
+            weighted_sum(torch.stack([pulled[name] for name in names], 1), blend.weights(names)[0]) for names in menu
+        ]
 
 
 def _tiles(item: FusionBatch, tile: int) -> Iterator[tuple[Part, Part]]:

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pace:
-    """Of the counted steps; `wait_share` is the share of their time in which training stood still for data."""
+    """Of the counted steps; `wait_share` is the share of their time in which training stood still for data.
+
+    `cpu_seconds` are those of this process's threads, which other load on the machine does not stretch.
+    """
 
     samples_per_second: float
     wait_share: float
     steps: int
     seconds: float
+    cpu_seconds: float
 
 
 def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task], steps: int, warm: int) -> Pace:
@@ -38,12 +42,13 @@ def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task],
     task = make_task(accelerator.process_index, accelerator.num_processes)
     state = new_state(task, settings, accelerator)
     state.wrapped.train()
-    waiting, begun = Waiting(), time.perf_counter()
+    waiting, begun, cpu = Waiting(), time.perf_counter(), time.process_time()
     workers, numbers = settings.data.workers, range(warm + steps)
     for step, batch in stream(task.source, numbers, workers=workers, device=accelerator.device, waiting=waiting):
         take_step(state, batch, task, losses, settings, accelerator)  # reads the loss, so the device is done
         if step + 1 == warm:
             waiting.restart()
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.process_time()
     seconds = time.perf_counter() - begun
-    return Pace(steps * settings.data.batch / seconds, waiting.share, steps, seconds)
+    rate = steps * settings.data.batch / seconds
+    return Pace(rate, waiting.share, steps, seconds, time.process_time() - cpu)
