@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("fusion.evaluation.evaluate", "PSNR, SSIM and LPIPS of a folder of images"),
     "judge": ("fusion.evaluation.judge", "a trained fusion model against its experts on benchmark caches"),
     "ablate": ("fusion.evaluation.ablate", "train variants of a config under one budget and compare them"),
+    "train-all": ("fusion.training.everything", "train all experts and their fusion within so many minutes"),
     "doctor": ("fusion.doctor", "check a model and print what it is made of"),
     "submit": ("fusion.inference.submit", "check a folder of outputs and pack it for a challenge"),
     "fit-budget": ("fusion.inference.budget_fit", "learn from a cache which tiles are worth which experts"),

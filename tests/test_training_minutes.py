@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import train
-import train_all
 from cache_tools.__main__ import main as cache_command
 from experts.open import open_experts
 from fusion.network.save import load_model
-from fusion.training import loop
+from fusion.training import everything, loop
 from fusion.training.children import Ended, run_children
 from fusion.training.minutes import LEAST_STEPS, SPARE, VALIDATIONS, plan_steps
 from fusion.training.probe import Probe
@@ -129,9 +128,9 @@ def words(parts: Path, work: Path, *more: str) -> list[str]:
 
 
 def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_all, "run_children", here)
+    monkeypatch.setattr(everything, "run_children", here)
     command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0")
-    assert train_all.main(command) == 0
+    assert everything.main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report.keys() == {STARTED, "bob", "fusion"} and all(one["over"] for one in report.values())
     out = tmp_path / "out"
@@ -156,16 +155,16 @@ def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatc
     assert {run["steps"] for run in plan["runs"].values()} == {12} and plan["used"] > 0
 
     monkeypatch.setattr(
-        train_all, "run_children", lambda commands, **_: {} if not commands else pytest.fail(str(commands))
+        everything, "run_children", lambda commands, **_: {} if not commands else pytest.fail(str(commands))
     )
-    assert train_all.main(command) == 0, "all is over: nothing may run again"
+    assert everything.main(command) == 0, "all is over: nothing may run again"
     with pytest.raises(Refusal, match="planned with other words"):
-        train_all.main([*command[:-2], "--scratch"])
+        everything.main([*command[:-2], "--scratch"])
 
 
 def test_what_was_stopped_goes_on_and_its_best_is_taken_home(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_all, "run_children", here)
-    assert train_all.main(words(parts, tmp_path / "whole")) == 0
+    monkeypatch.setattr(everything, "run_children", here)
+    assert everything.main(words(parts, tmp_path / "whole")) == 0
     real = loop.take_step
 
     def until_step_seven(state, *rest):
@@ -175,19 +174,19 @@ def test_what_was_stopped_goes_on_and_its_best_is_taken_home(parts, tmp_path, mo
 
     monkeypatch.setattr(loop, "take_step", until_step_seven)
     capsys.readouterr()
-    assert train_all.main(words(parts, tmp_path / "cut")) == 1
+    assert everything.main(words(parts, tmp_path / "cut")) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["bob"]["over"] and report["bob"]["psnr_y"] > 5 and report["bob"]["trouble"] is None
     (expert,) = open_experts([str(tmp_path / "cut/out/bob.safetensors")])
     assert expert.identity.architecture == "EDSR"
     monkeypatch.setattr(loop, "take_step", real)
-    assert train_all.main(words(parts, tmp_path / "cut")) == 0
+    assert everything.main(words(parts, tmp_path / "cut")) == 0
     whole, cut = (load_file(tmp_path / name / "out/bob.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
 def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_all, "run_children", here)
+    monkeypatch.setattr(everything, "run_children", here)
     (tmp_path / "start").mkdir()
     write_tiny_expert(tmp_path / "start/bob.safetensors", seed=0)
     wide = parts / "bob.yaml"
@@ -201,7 +200,7 @@ def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, mo
     command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0")
     command[command.index(str(wide))] = str(tmp_path / "bob.yaml")
     command[command.index(str(parts / "start"))] = str(tmp_path / "start")
-    assert train_all.main(command) == 1
+    assert everything.main(command) == 1
     report = json.loads(capsys.readouterr().out)
     assert report[STARTED]["over"] and "fusion" not in report
     assert "does not fit the network" in report["bob"]["trouble"] and report["bob"]["file"] is None
@@ -211,6 +210,6 @@ def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, mo
 def test_it_works_with_real_processes(parts, tmp_path, capsys):
     command = words(parts, tmp_path)
     command.remove(str(parts / f"{STARTED}.yaml"))
-    assert train_all.main(command) == 0
+    assert everything.main(command) == 0
     assert json.loads(capsys.readouterr().out)["bob"]["over"]
     assert "step" in (tmp_path / "bob.log").read_text() and (tmp_path / "bob.probe.log").is_file()

@@ -100,11 +100,12 @@ def tiling_table(image: Path, models: Sequence[tuple[str, str]], tile: int, fold
     rows: list[str] = []
     for model, experts in models:
         outputs = [folder / "whole.png", folder / "tiled.png"]
+        runs = []
         for size, output in zip((0, tile), outputs, strict=True):
             words = ["-i", image, "-o", output, "-t", size, "--depth", 16, "--model", model]
-            run = run_infer(*words, *(["--experts", experts] if experts else []), "--json")
+            runs.append(run_infer(*words, *(["--experts", experts] if experts else []), "--json"))
         whole, tiled = (read_raster(path)[0].levels_HWC.astype(np.float64) / 257 for path in outputs)
-        margin, multiple = run.said["margin"], run.said["multiple"]
+        margin, multiple = runs[-1].said["margin"], runs[-1].said["multiple"]
         found = compare(whole, tiled, tile=tile, margin=margin, multiple=multiple)
         name = ", ".join(Path(one).stem for one in experts.split(",")) if model == "none" else Path(model).stem
         seams = f"{found.at_seams:.4f} | {found.elsewhere:.4f} | {found.step:.4f}"

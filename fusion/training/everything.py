@@ -1,4 +1,4 @@
-"""Configs of experts, images and a number of minutes -> all experts trained within them, and the files to take home.
+"""`python -m fusion train-all`: configs of experts, images, minutes -> all trained within them, the files to take home.
 
 For a machine that is lent for a short while: it measures how fast each expert steps there, plans how many steps fit,
 trains side by side from the files that are there already, and goes on where an earlier call of the same words was
@@ -25,7 +25,7 @@ from fusion.training.minutes import StepPlan, plan_steps
 from fusion.training.probe import Probe
 from fusion.training.settings import TrainSettings
 from imaging.atomic import write_text
-from imaging.command import DONE, FAILURES_LISTED, print_json, run
+from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.refusal import Refusal
 from imaging.settings import Settings, load_settings, parse_settings
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CONFIGS = tuple(
-    Path(__file__).parent / "configs" / f"expert_{name}.yaml" for name in ("edsr_s", "msg", "freqnet", "ssm")
+    Path(__file__).parents[2] / "configs" / f"expert_{name}.yaml" for name in ("edsr_s", "msg", "freqnet", "ssm")
 )
 # What a GPU takes with ease: larger patches, and crops made by processes of their own.
 ON_GPU = ("data.patch=64", "data.workers=3")
@@ -98,6 +98,7 @@ class Session:
 
 def main(arguments: Sequence[str]) -> int:
     """Plan, train, fuse, collect."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends its children too
     options = _parser().parse_args(arguments)
     session = Session(options)
     runs = [expert_run(config, options) for config in options.configs]
@@ -195,7 +196,7 @@ def _place(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train_all.py", description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m fusion train-all", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all experts")
     parser.add_argument(
         "--hr", type=_place, required=True, action="append", metavar="DIR", help="images; may be repeated"
@@ -223,8 +224,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--probe", type=float, default=15.0, metavar="SECONDS", help="for timing each run")
     parser.add_argument("--most-steps", type=int, metavar="N", help="of any run, however much time there is")
     return parser
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends its children too
-    sys.exit(run(main))
