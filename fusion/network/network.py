@@ -87,6 +87,7 @@ class FusionSR(nn.Module, HubModel):
         context_BDHW = self.context(evidence, bands, routing_BDHW, shared) if self.context is not None else None
         weights, parts, difficulty_B1HW = self._reweigh(evidence, shared, context_BDHW)
         parts |= self._restore(evidence, parts, context_BDHW, present)
+        weights, parts = self._believe(weights, parts)
         return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, weights, difficulty_B1HW, parts)
 
     def _reweigh(
@@ -127,6 +128,16 @@ class FusionSR(nn.Module, HubModel):
         if self.edges is not None:
             added["edges"] = self.edges(F.pixel_shuffle(evidence.base_BQHW + change_BQHW, SCALE))
         return added
+
+    def _believe(
+        self, change_BESHW: Tensor | None, parts: dict[str, Tensor]
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The share of what was learned that held-out items say is right."""
+        share = self.record.belief
+        if share == 1:
+            return change_BESHW, parts
+        scaled = {phase: share * part for phase, part in parts.items()}
+        return None if change_BESHW is None else share * change_BESHW, scaled
 
     def _finish(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from imaging.settings import Settings
 
 
@@ -11,10 +13,12 @@ class TrainingRecord(Settings):
     """Where the weights come from, and the verdict of the do-no-harm gate.
 
     `verdict` is "base" where the fused image did not beat the base on held-out items: such a model gives the base.
-    `gain_db` is fused minus base there, with the ends of its bootstrap interval.
+    `belief` is the share of every contribution that is added, fitted on held-out items. `gain_db` is fused minus base
+    on others, with the ends of its bootstrap interval.
     """
 
     verdict: Literal["untrained", "fused", "base"] = "untrained"
+    belief: float = Field(default=1.0, ge=0, le=1)
     steps: int = 0
     gain_db: float | None = None
     gain_low_db: float | None = None

@@ -18,6 +18,7 @@ from fusion.network.network import FusionSR
 from fusion.network.record import TrainingRecord
 from fusion.network.save import load_model, save_model
 from fusion.network.settings import FusionSettings
+from fusion.training.belief import fit_belief
 from fusion.training.gate import paired_bootstrap
 from fusion.training.networks import first_weights_seed
 from fusion.training.pictures import fusion_pictures
@@ -92,7 +93,11 @@ class FusionTask:
         network.load_state_dict(model.state_dict())
 
     def conclude(self, network: nn.Module, run: Path) -> Mapping[str, Any]:  # noqa: ARG002 (the loop's protocol)
-        """The gate, on the half of the held-out images that chose nothing."""
+        """How much to believe, by the half of the held-out images that chose the weights; the gate by the other half."""
+        assert isinstance(network, FusionSR)
+        belief = fit_belief(self._belief_items(network))
+        network.record = network.record.model_copy(update={"belief": belief})
+        log.info("of what was learned, %.3f is believed", belief)
         table = self._table(network, self._half(1))
         log.info("the gate's images\n%s", table.text(FUSED))
         psnr = {row: {item: score[0] for item, score in table.rows[row].items()} for row in (FUSED, BASE)}
@@ -112,7 +117,12 @@ class FusionTask:
             verdict.high_db,
             verdict.images,
         )
-        return {"gate": asdict(verdict), "gate_scores": table.as_dict()}
+        return {"belief": belief, "gate": asdict(verdict), "gate_scores": table.as_dict()}
+
+    def _belief_items(self, network: FusionSR) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in self._half(0):
+            output = self._fused(network, batch)
+            yield output.base_BCHW.cpu(), output.image_BCHW.cpu(), batch.hr_BCHW
 
     def _base(self) -> BaseRecord:
         """Fitted on the training items once per run; a resumed run and the other processes read what was fitted."""
@@ -174,6 +184,7 @@ class FusionTask:
             return TrainingRecord(steps=int(provenance["step"]), details=dict(provenance))
         return TrainingRecord(
             verdict="fused" if gate["passed"] else "base",
+            belief=provenance["belief"],
             steps=int(provenance["step"]),
             gain_db=gate["gain_db"],
             gain_low_db=gate["low_db"],
