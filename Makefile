@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python -m imaging samples demo/HR
 	$(BIN)/python -m imaging downscale demo/HR demo/LR
-	$(BIN)/python -m cache_tools extract --experts edsr-s --hr demo/HR --lr demo/LR --out demo/cache
+	$(BIN)/python -m cache_tools extract --experts edsr-s,msg,freqnet,ssm --hr demo/HR --lr demo/LR --out demo/cache
 	$(BIN)/python -m cache_tools info demo/cache
+	$(BIN)/python train.py --config configs/demo.yaml --cache demo/cache --resume auto
 	$(BIN)/python infer.py -i demo/LR -o demo/SR --report --hr demo/HR
 	$(BIN)/python -m imaging compare --lr demo/LR --sr demo/SR --hr demo/HR --out demo/picture.png
 	@echo "look at demo/picture.png: bicubic, super-resolved, truth side by side;"

@@ -222,3 +222,9 @@ def test_features_are_turned_only_where_the_cache_holds_every_turn(cache, tmp_pa
     assert not may_turn(AugmentSettings(), upright)
     for reader in (every, images):
         assert may_turn(AugmentSettings(), reader) and may_turn(turned, reader) and not may_turn(left, reader)
+
+
+def test_one_held_out_image_is_no_two_halves(cache, tmp_path):
+    document = fusion_settings(cache, tmp_path / "run").data.model_dump(mode="json") | {"hold_out": 1}
+    with pytest.raises(Refusal, match="no two halves"):
+        run(fusion_settings(cache, tmp_path / "run", data=document))

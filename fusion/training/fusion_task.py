@@ -55,6 +55,9 @@ class FusionTask:
             )
         if settings.export.dtype != "fp32":
             raise Refusal("a fusion model is stored as fp32", where="export.dtype", cure="leave it out")
+        if settings.data.hold_out < 2:
+            what = "one half of the held-out images chooses the weights, the other judges: 1 is no two halves"
+            raise Refusal(what, where="data.hold_out", cure="hold out at least 2 images")
         self._settings = settings
         self.source = source
         document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
@@ -93,7 +96,7 @@ class FusionTask:
         network.load_state_dict(model.state_dict())
 
     def conclude(self, network: nn.Module, run: Path) -> Mapping[str, Any]:  # noqa: ARG002 (the loop's protocol)
-        """How much to believe, by the half of the held-out images that chose the weights; the gate by the other half."""
+        """How much to believe, by the half of the held-out images that chose the weights; the gate, by the other."""
         assert isinstance(network, FusionSR)
         belief = fit_belief(self._belief_items(network))
         network.record = network.record.model_copy(update={"belief": belief})
