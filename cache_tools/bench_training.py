@@ -92,7 +92,7 @@ def _pace(
 ) -> dict[str, Any]:
     """What `train.py --pace` prints."""
     command = [sys.executable, "train.py", "--config", str(config), "--cache", str(place / "cache"), "--live"]
-    command += ["--pace", ",".join(map(str, steps)), f"run={place / 'run'}", "data.workers=2", "data.hold_out=1"]
+    command += ["--pace", ",".join(map(str, steps)), f"run={place / 'run'}", "data.workers=2", "data.hold_out=2"]
     command += [f"data.patch={patch}", f"data.batch={batch}", f"data.hr=[{place / 'hr'}]", "device=cpu"]
     command += [f"data.experts=[{','.join(map(str, files))}]"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # stderr shows how far it is

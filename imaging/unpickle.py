@@ -30,4 +30,4 @@ def load_plain(path: Path, *, cure: str) -> Any:
         raise Refusal(what, where=path, cure=cure) from None
     except Exception as error:  # arbitrary bytes make the unpickler fail in arbitrary ways
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refusal(f"cannot be read as tensors ({first[:120]})", where=path, cure=cure) from error
+        raise Refusal(f"is damaged: cannot be read as tensors ({first[:120]})", where=path, cure=cure) from error

@@ -24,7 +24,7 @@ def test_both_ways_are_timed_on_the_same_images(tmp_path: Path, monkeypatch: pyt
     del document["data"]
     config = write_config(tmp_path / "config.yaml", document)
     results = subject.bench_training(
-        work=tmp_path / "work", images=2, patch=16, batch=2, steps=(4, 2), weights=weights, config=config
+        work=tmp_path / "work", images=4, patch=16, batch=2, steps=(4, 2), weights=weights, config=config
     )
     assert list((tmp_path / "work").iterdir()) == []
     assert set(results["experts"]) == {"ann", "bob"} and results["lr_size"] == 32
