@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.base_fit import fit_base
-from fusion.network.back_projection import back_project, enlarge, missing
+from fusion.network.back_projection import back_project, enlarge, missing, shrink
 from imaging.resize import downscale, downscale_8bit
 
 NAMES = ("a", "b")
@@ -31,6 +31,13 @@ def test_the_truth_itself_is_left_alone(height: int, width: int, seed: int) -> N
     lr = downscale(truth, 4).clamp(0, 1)  # clipped here and there, as files are
     assert missing(truth, lr).abs().max() < 1e-6
     torch.testing.assert_close(back_project(truth, lr, 1.0), truth, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_its_downscale_is_the_one_of_imaging(height: int, width: int) -> None:
+    image = torch.rand(2, 3, 4 * height, 4 * width, dtype=torch.float64)
+    torch.testing.assert_close(shrink(image), downscale(image, 4), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("level", "sign"), [(0.0, -1.0), (1.0, 1.0)])

@@ -11,7 +11,7 @@ import torch
 
 from fusion.base_fit import fit_base
 from fusion.network import ExpertSlot
-from tests.fusion_parts import REAL_EXPERTS, batch_for, real_regions, small_model, stir
+from tests.fusion_parts import REAL_EXPERTS, batch_for, random_record, real_regions, small_model, stir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +95,7 @@ def test_untrained_it_is_the_base_under_autocast_too() -> None:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_without_graph_breaks(backend: str) -> None:
     torch.compiler.reset()
-    model = stir(small_model(), scale=0.03)
+    model = stir(small_model(base=random_record(("a", "b", "c"), pull=1.07)), scale=0.03)
     lr, sr, feats = batch_for(model.settings)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     ours, theirs = model(lr, sr, feats), compiled(lr, sr, feats)

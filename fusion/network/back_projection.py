@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.network.parts import SCALE, at_least_float32
+from fusion.network.parts import SCALE, at_least_float32, repeat_edges
 from imaging.resize import downscale
 
+REACH = 6  # HR pixels by which an LR pixel's kernel reaches beyond the 4 under it, on either side
 RING = 1  # LR pixels along the edges whose downscale would depend on what lies outside the picture
 
 
@@ -30,11 +31,23 @@ def missing(image_BCHW: Tensor, lr_BCHW: Tensor) -> Tensor:
     """What the LR image has more than the image's downscale, (B, 3, H, W); float32 or better."""
     with torch.autocast(image_BCHW.device.type, enabled=False):
         lr_BCHW = at_least_float32(lr_BCHW)
-        lack_BCHW = lr_BCHW - downscale(at_least_float32(image_BCHW), SCALE)
+        lack_BCHW = lr_BCHW - shrink(at_least_float32(image_BCHW))
     # At 0 the truth may lie below, at 1 above: only an image on the wrong side of them is contradicted.
     lack_BCHW = torch.where(lr_BCHW <= 0, lack_BCHW.clamp(max=0), lack_BCHW)
     lack_BCHW = torch.where(lr_BCHW >= 1, lack_BCHW.clamp(min=0), lack_BCHW)
     return within_ring(lack_BCHW)
+
+
+def shrink(image_BCHW: Tensor) -> Tensor:
+    """imaging.resize.downscale by 4 as two strided convolutions: as right, faster, and torch.compile can follow it."""
+    planes_1XHW = repeat_edges(image_BCHW, REACH).flatten(0, 1).unsqueeze(0)
+    planes = planes_1XHW.shape[1]
+    kernel_T = _KERNEL.to(image_BCHW)
+    rows = F.conv2d(
+        planes_1XHW, kernel_T[None, None, :, None].expand(planes, -1, -1, -1), stride=(SCALE, 1), groups=planes
+    )
+    both = F.conv2d(rows, kernel_T[None, None, None, :].expand(planes, -1, -1, -1), stride=(1, SCALE), groups=planes)
+    return both.reshape(*image_BCHW.shape[:2], *both.shape[-2:])
 
 
 def certain(lr_BCHW: Tensor) -> Tensor:
@@ -51,3 +64,14 @@ def within_ring(x_BCHW: Tensor) -> Tensor:
 def enlarge(x_BCHW: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 3, 4H, 4W), bicubic."""
     return F.interpolate(x_BCHW, scale_factor=SCALE, mode="bicubic", align_corners=False)
+
+
+def _kernel() -> Tensor:
+    """The weights (T,), float64, of the HR pixels that the middle one of seven LR pixels is made of, along one axis."""
+    middle, side = 3, 7 * SCALE
+    lit = torch.eye(side, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, SCALE)
+    weights_I = downscale(lit, SCALE)[:, 0, middle, 0]
+    return weights_I[middle * SCALE - REACH : (middle + 1) * SCALE + REACH].clone()
+
+
+_KERNEL = _kernel()
