@@ -237,7 +237,7 @@ def test_from_upload_to_download(address: str, place: Path, browser: Any, tmp_pa
     page.mouse.click(stage["x"] + (x + 0.5) * stage["width"] / 160, stage["y"] + (y + 0.5) * stage["height"] / 120)
     page.wait_for_selector(f"fusion-viewer .viewer[data-pixel='{x},{y}']")
     page.mouse.move(5, 5)
-    page.wait_for_selector("fusion-viewer .reading small:has-text('mark')")
+    page.wait_for_selector(f"fusion-viewer .reading small:has-text('mark {x}, {y}')")
     told = [float(one) for one in page.locator("fusion-viewer .weights em").all_inner_texts()]
     assert told == pytest.approx(true_weights(place, source)[:, y, x].tolist(), abs=1.1e-3)
 

@@ -186,9 +186,10 @@ class FusionViewer extends HTMLElement {
     mark.hidden = false;
     mark.style.left = `${x + 0.5}px`;
     mark.style.top = `${y + 0.5}px`;
-    this.place_ = [x, y];
+    const place = (this.place_ = [x, y]);
     const reading = await this.ask(x, y);
-    if (reading && this.image === image) {
+    // An answer that comes after a later mark was set belongs to no mark any more.
+    if (reading && this.image === image && this.place_ === place) {
       this.pinned = reading;
       this.tell(reading, true);
     }
