@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from cache_tools.ask import ask
-from cache_tools.checksum import file_sha256
 from cache_tools.errors import StorageFailed
 from cache_tools.fill import fill
 from cache_tools.item import compression_filters
@@ -24,6 +23,7 @@ from cache_tools.space import item_sizes, require_room
 from cache_tools.store import Entry, Store, require_same_recipe
 from cache_tools.writer import ItemWriter, open_store
 from experts.spec import ExpertOutput
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

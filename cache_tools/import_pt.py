@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from cache_tools.checksum import file_sha256
 from cache_tools.errors import ForeignCache, StorageFailed
 from cache_tools.extract import Report
 from cache_tools.fill import fill
@@ -24,6 +23,7 @@ from cache_tools.store import ExpertIdentityRecord, Recipe, Store
 from cache_tools.writer import ItemWriter, open_store
 from experts.spec import SCALE, ExpertOutput
 from imaging.files import quantize_u8
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 from imaging.unpickle import load_tensors
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cache_tools.checksum import file_sha256
 from cache_tools.dihedral import transform
 from experts.spec import SCALE
 from imaging.files import quantize_u8, read_rgb
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple, downscale
 

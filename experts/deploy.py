@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from experts.load import load_network
 from experts.native.base import NativeNetwork
 from experts.open import spec_of
-from experts.weights import ARCHITECTURE_KEY, HYPERPARAMETERS_KEY, file_sha256, read_state_file, require_weights
+from experts.weights import ARCHITECTURE_KEY, HYPERPARAMETERS_KEY, read_state_file, require_weights
 from imaging.atomic import atomic_path
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from imaging import atomic
 from imaging.files import inside
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -123,11 +123,7 @@ def _notes(partial: Path) -> Path:
 def _verify(partial: Path, source: WeightsSource) -> str:
     """Hold the finished download against what is published; a wrong one is removed, not kept for a resume."""
     size = os.stat(partial).st_size  # noqa: PTH116
-    digest = hashlib.sha256()
-    with partial.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    sha256 = digest.hexdigest()
+    sha256 = file_sha256(partial)
     wrong = None
     if source.bytes is not None and size != source.bytes:
         wrong = f"has {size} bytes, published are {source.bytes}"

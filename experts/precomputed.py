@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from experts.spec import SCALE, ExpertIdentity, ExpertOutput
-from experts.weights import file_sha256
 from imaging.files import list_images, read_rgb
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

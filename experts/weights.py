@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 from imaging.unpickle import load_tensors
 
@@ -69,20 +68,6 @@ def require_weights(spec: ExpertSpec) -> tuple[Path, WeightsSource]:
     raise Refusal(f"the weights of '{spec.name}' are missing", where=pretrained_folder() / source.file, cure=cure)
 
 
-def file_sha256(path: Path) -> str:
-    """The file's hash, with a bar when it is large."""
-    digest = hashlib.sha256()
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream, _bar(path.name, size) as bar:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-                bar.update(len(block))
-    except OSError as error:
-        raise Refusal(f"cannot be read ({error.strerror})", where=path, cure="check the file's permissions") from None
-    return digest.hexdigest()
-
-
 def verify(path: Path, source: WeightsSource) -> str:
     """Hash the file and hold it against what is published; return the hash."""
     size = path.stat().st_size
@@ -134,8 +119,3 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             return tensors, dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise Refusal(f"is damaged or not safetensors ({error})", where=path, cure="fetch it again") from None
-
-
-def _bar(name: str, total: int) -> tqdm:
-    """A bar for work on bytes; silent for small files."""
-    return tqdm(total=total, unit="B", unit_scale=True, desc=f"checking {name}", leave=False, disable=total < 1 << 28)

@@ -18,9 +18,10 @@ from fusion.inference.jobs import Job, Sized, measure_jobs
 from fusion.inference.provenance import KEY, is_current, make_claim, write_record
 from fusion.inference.refining import Refining, with_refiner
 from fusion.inference.sink import DiskFull, Sink
-from fusion.inference.source import Source, file_sha256, read_source
+from fusion.inference.source import Source, read_source
 from fusion.inference.upscale import Grid, channels_of, upscale
 from imaging.atomic import remove_dead_temporaries
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from fusion.inference.source import file_sha256
 from imaging.atomic import write_text
+from imaging.hashes import file_sha256
 from imaging.png import SIGNATURE, chunks
 from imaging.refusal import Refusal
 

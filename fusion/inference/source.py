@@ -5,7 +5,6 @@ Axes: B batch (1), C colour, H and W height and width.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from imaging.files import read_raster
+from imaging.hashes import file_sha256
 from imaging.resize import resize_bicubic
 
 if TYPE_CHECKING:
@@ -75,15 +75,6 @@ def read_source(path: Path) -> Source:
     """Read one file; whatever is wrong with it is a Refusal."""
     raster, icc = read_raster(path)
     return Source(path, raster.levels_HWC, raster.alpha_HW, icc, file_sha256(path))
-
-
-def file_sha256(path: Path) -> str:
-    """The file's hash."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _unit_range(levels: np.ndarray) -> Tensor:

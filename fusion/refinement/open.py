@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion.inference.source import file_sha256
 from fusion.refinement.conditions import find_conditions, load_conditions, text_files
 from fusion.refinement.locate import VAE, check_base, locate, weights_of
 from fusion.refinement.lora import find_loras, fuse_loras
 from fusion.refinement.presets import preset_of
 from fusion.refinement.step import update_of
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def may_turn(augment: AugmentSettings, reader: CacheReader) -> bool:
     """Whether patches are flipped and rotated.
 
     A network's features of a turned image are not its features, turned: which channel sees a horizontal edge, or the
-    upper left sub-pixel, is not up for change. Turned all the same, they teach half as much in the same time.
+    upper left sub-pixel, is not up for change. What it costs: docs/results/fusion-experiments.md.
     """
     wanted, rotate = augment.flip, augment.rotate
     if wanted != rotate:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fusion.training.losses.registry import build_losses
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion.training.settings import Stage
+    from fusion.training.settings import Stage, TrainSettings
 
 BALANCE = "balance"  # not a comparison of images: the network reports it beside its image
 
@@ -50,3 +52,9 @@ class WeightedLosses(nn.Module):
             parts[name] = value.detach()
             total = total + weight * value
         return total, parts
+
+
+def losses_of(settings: TrainSettings) -> WeightedLosses:
+    """Every loss of a run's curriculum that compares images."""
+    names = [name for name in loss_names(settings.stages) if name != BALANCE]
+    return WeightedLosses(build_losses(names, settings.weights))

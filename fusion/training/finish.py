@@ -37,8 +37,8 @@ def finish(
     network.eval()
     _, step = state.best[0]
     task.load(network, best_path(folder.best, step))
+    verdict = dict(task.conclude(network, folder.root))  # first: what it decides changes what the network gives
     table = task.validate(network)
-    verdict = dict(task.conclude(network, folder.root))
     path = folder.root / f"{settings.export.name}.safetensors"
     provenance = _provenance(settings, folder, step, table.as_dict(), verdict)
     task.export(path, network.state_dict(), provenance)

@@ -9,12 +9,11 @@ from tqdm import tqdm
 
 from fusion.training.best import keep_best
 from fusion.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from fusion.training.curriculum import BALANCE, WeightedLosses, loss_names
+from fusion.training.curriculum import losses_of
 from fusion.training.degraded import refuse_for_fusion
 from fusion.training.finish import finish
 from fusion.training.journal import open_journals, refuse_missing
 from fusion.training.loader import Waiting, stream
-from fusion.training.losses.registry import build_losses
 from fusion.training.machine import open_machine
 from fusion.training.run_folder import open_run
 from fusion.training.start import start
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from fusion.training.curriculum import WeightedLosses
     from fusion.training.journal import Journal
     from fusion.training.run_folder import RunFolder
     from fusion.training.settings import TrainSettings
@@ -39,8 +39,7 @@ def train(settings: TrainSettings, make_task: Callable[[int, int], Task], *, res
     refuse_missing(settings)
     refuse_for_fusion(settings)
     accelerator = open_machine(settings)
-    names = [name for name in loss_names(settings.stages) if name != BALANCE]
-    losses = WeightedLosses(build_losses(names, settings.weights)).to(accelerator.device)
+    losses = losses_of(settings).to(accelerator.device)
     with accelerator.main_process_first():
         task = make_task(accelerator.process_index, accelerator.num_processes)
         start(task, settings.network)  # before the run's folder is made: a file that does not fit begins no run

@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion.training.curriculum import BALANCE, WeightedLosses, loss_names
+from fusion.training.curriculum import losses_of
 from fusion.training.loader import Waiting, stream
-from fusion.training.losses.registry import build_losses
 from fusion.training.machine import open_machine
 from fusion.training.state import new_state
 from fusion.training.step import take_step
@@ -37,8 +36,7 @@ class Pace:
 def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task], steps: int, warm: int) -> Pace:
     """Real steps, nothing kept: `warm` uncounted ones, in which workers start and memory is reserved, then `steps`."""
     accelerator = open_machine(settings)
-    names = [name for name in loss_names(settings.stages) if name != BALANCE]
-    losses = WeightedLosses(build_losses(names, settings.weights)).to(accelerator.device)
+    losses = losses_of(settings).to(accelerator.device)
     task = make_task(accelerator.process_index, accelerator.num_processes)
     state = new_state(task, settings, accelerator)
     state.wrapped.train()

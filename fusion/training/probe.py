@@ -6,10 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion.training.curriculum import BALANCE, WeightedLosses, loss_names
+from fusion.training.curriculum import losses_of
 from fusion.training.degraded import refuse_for_fusion
 from fusion.training.loader import Waiting, stream
-from fusion.training.losses.registry import build_losses
 from fusion.training.machine import open_machine
 from fusion.training.start import start
 from fusion.training.state import new_state
@@ -40,8 +39,7 @@ def probe(settings: TrainSettings, make_task: Callable[[int, int], Task], second
     refuse_for_fusion(settings)
     settings = settings.model_copy(update={"steps": MOST})
     accelerator = open_machine(settings)
-    names = [name for name in loss_names(settings.stages) if name != BALANCE]
-    losses = WeightedLosses(build_losses(names, settings.weights)).to(accelerator.device)
+    losses = losses_of(settings).to(accelerator.device)
     task = make_task(accelerator.process_index, accelerator.num_processes)
     start(task, settings.network)
     state = new_state(task, settings, accelerator)
