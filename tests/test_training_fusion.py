@@ -86,13 +86,13 @@ def test_what_can_be_learned_passes_the_gate(striped, tmp_path):
     assert fused < base
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_fusion_resumes_bit_for_bit(cache, tmp_path, workers, monkeypatch):
+@pytest.mark.parametrize(("workers", "optimizer"), [(0, "adamw"), (2, "adamw"), (0, "muon")])
+def test_fusion_resumes_bit_for_bit(cache, tmp_path, workers, optimizer, monkeypatch):
     data = {"cache": str(cache), "patch": 8, "batch": 4, "hold_out": 4}
-    run(fusion_settings(cache, tmp_path / "whole", data=data, fusion={"expert_dropout": 0.4}))
-    settings = fusion_settings(
-        cache, tmp_path / "cut", data={**data, "workers": workers}, fusion={"expert_dropout": 0.4}
-    )
+    network = {"name": "fusion", "settings": {**SMALL_FUSION, "refine": {"width": 32, "blocks": 1}}}
+    changes = {"fusion": {"expert_dropout": 0.4}, "network": network, "optimizer": {"name": optimizer, "lr": 1e-3}}
+    run(fusion_settings(cache, tmp_path / "whole", data=data, **changes))
+    settings = fusion_settings(cache, tmp_path / "cut", data={**data, "workers": workers}, **changes)
     real = loop.take_step
 
     def stop_after_three(state, *rest):

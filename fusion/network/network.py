@@ -64,6 +64,11 @@ class FusionSR(nn.Module, HubModel):
         """Adopt a fitted base for the same experts."""
         self.base.set_record(_for_experts(base, self.settings))
 
+    def set_feature_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Adopt the mean and spread of the experts' feature channels, by name (fusion/feature_fit.py)."""
+        if self.refine is not None and self.refine.features is not None:
+            self.refine.features.set_moments(moments)
+
     def forward(
         self,
         lr_BCHW: Tensor,

@@ -66,7 +66,7 @@ class Refinement(nn.Module):
         if self.differences is not None and self.features is not None:
             x_BDHW = x_BDHW + self.differences(evidence.seen_BEQHW, evidence.indices)
             x_BDHW = x_BDHW + self.features(evidence, feats)
-        return F.gelu(x_BDHW)
+        return x_BDHW
 
     def look_around(self, x_BDHW: Tensor) -> Tensor:
         """(B, D, H, W) -> the same, seen at half size."""

@@ -77,6 +77,10 @@ class FusionSource(Source, Protocol):
         """Training images, one at a time, for the base's fit."""
         ...
 
+    def feature_items(self) -> Iterator[TrainBatch]:
+        """Some training items with features: enough to measure their channels."""
+        ...
+
     def held_out(self) -> Iterator[TrainBatch]:
         """Whole held-out images, one at a time, never trained on."""
         ...

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from fusion.training.settings import AugmentSettings, TrainSettings
 
+FEATURE_ITEMS = 32  # about as many as show what a channel's mean and spread are
+
 log = logging.getLogger(__name__)
 
 
@@ -89,6 +91,11 @@ class CacheSource:
         """Whole training items, without features: the base is fitted on images."""
         images = CacheReader(self._reader.store.root, items=self._fit, features=False)
         return (as_train_batch(images.read(item)) for item in self._fit)
+
+    def feature_items(self) -> Iterator[TrainBatch]:
+        """Whole training items with features, spread evenly over all."""
+        every = max(len(self._fit) // FEATURE_ITEMS, 1)
+        return (as_train_batch(self._reader.read(item)) for item in self._fit[::every])
 
     def held_out(self) -> Iterator[TrainBatch]:
         """Whole held-out items."""

@@ -5,27 +5,24 @@ Legend: B batch, E experts, C channels, H and W height and width.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion.base_fit import fit_base
-from fusion.network.base import BaseRecord
 from fusion.network.network import FusionSR
 from fusion.network.record import TrainingRecord
 from fusion.network.save import load_model, save_model
 from fusion.network.settings import FusionSettings
 from fusion.training.belief import fit_belief
+from fusion.training.fits import fits_of
 from fusion.training.gate import paired_bootstrap
 from fusion.training.networks import first_weights_seed
 from fusion.training.pictures import fusion_pictures
 from fusion.training.sampling import Purpose, draw
 from fusion.training.scores import ScoreTable
 from fusion.training.task import Prediction
-from imaging.atomic import write_text
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 
@@ -35,6 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from fusion.network.base import BaseRecord
     from fusion.training.batch import FusionSource, TrainBatch
     from fusion.training.settings import TrainSettings
 
@@ -43,12 +41,12 @@ FUSED, BASE, MEAN = "fused", "base", "mean"
 
 
 class FusionTask:
-    """Fits the base, then trains what the network adds to it."""
+    """Measures base and features, then trains what the network adds to it."""
 
     judged = FUSED
 
     def __init__(self, settings: TrainSettings, source: FusionSource, base: BaseRecord | None = None) -> None:
-        """`base` in place of the one that is fitted on the source."""
+        """`base` in place of what is measured on the source: for a first look at a network's pace."""
         if settings.network.name != "fusion":
             raise Refusal(
                 f"'{settings.network.name}' is no fusion network", where="network.name", cure="set it to fusion"
@@ -62,9 +60,11 @@ class FusionTask:
         self.source = source
         document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
         fusion = parse_settings(FusionSettings, document, where="network.settings")
-        base = base or self._base()
+        fits = fits_of(source, settings.run) if base is None else None
         torch.manual_seed(first_weights_seed(settings.network, settings.seed))
-        self.network = FusionSR(fusion, base)
+        self.network = FusionSR(fusion, fits.base if fits is not None else base)
+        if fits is not None:
+            self.network.set_feature_moments(fits.moments)
 
     def predict(self, network: nn.Module, batch: TrainBatch, step: int) -> Prediction:
         """The fused image of the experts that are not left out in this step."""
@@ -127,23 +127,6 @@ class FusionTask:
             output = self._fused(network, batch)
             yield output.base_BCHW.cpu(), output.image_BCHW.cpu(), batch.hr_BCHW
 
-    def _base(self) -> BaseRecord:
-        """Fitted on the training items once per run; a resumed run and the other processes read what was fitted."""
-        path = self._settings.run / "base.json"
-        if path.exists():
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["fingerprint"] == self.source.fingerprint:
-                return parse_settings(BaseRecord, document["base"], where=str(path))
-        items = (item for batch in self.source.fit_items() for item in _items(batch))
-        base = fit_base(
-            items,
-            [slot.name for slot in self.source.slots],
-            border=self.source.fit_border,
-            source=self.source.fingerprint,
-        )
-        write_text(path, json.dumps({"fingerprint": self.source.fingerprint, "base": base.model_dump(mode="json")}))
-        return base
-
     def _drop_experts(self, batch: TrainBatch, step: int) -> TrainBatch:
         """Leave experts out at random, the same ones in every process; at least one stays."""
         chance = draw(self._settings.seed, Purpose.EXPERT_DROPOUT, step)
@@ -196,12 +179,6 @@ class FusionTask:
             data=self.source.fingerprint,
             details=dict(provenance),
         )
-
-
-def _items(batch: TrainBatch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each image of a batch by itself: the experts' (E, 3, 4H, 4W), the truth (3, 4H, 4W), the LR (3, H, W)."""
-    assert batch.sr_BECHW is not None
-    return zip(batch.sr_BECHW, batch.hr_BCHW, batch.lr_BCHW, strict=True)
 
 
 def _run(network: nn.Module, batch: TrainBatch) -> Any:

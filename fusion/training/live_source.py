@@ -6,6 +6,7 @@ Legend: B batch, E experts, C channels, H and W height and width.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SCALE = 4  # fusion is of 4x experts
 CONTEXT = 8
 FIT_STEPS = 16  # batches that the base is fitted on: a cache offers all its items, running experts are slow
+FEATURE_STEPS = 4  # and on how many of them their features' channels are measured
 
 
 class LiveSource:
@@ -64,6 +66,10 @@ class LiveSource:
         """The first batches of training crops."""
         batches = self._folder.raw_batches(range(FIT_STEPS), 0)
         return (_without_context(self._answered(self._folder.finish(raw, torch.device("cpu")))) for raw in batches)
+
+    def feature_items(self) -> Iterator[TrainBatch]:
+        """The first few of the same."""
+        return islice(self.fit_items(), FEATURE_STEPS)
 
     def held_out(self) -> Iterator[TrainBatch]:
         """Whole held-out images with the experts' answers."""

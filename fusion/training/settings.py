@@ -85,8 +85,12 @@ class NetworkSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW, clipping of the gradient's norm, and into how many parts a batch is accumulated."""
+    """AdamW or Muon, clipping of the gradient's norm, and into how many parts a batch is accumulated.
 
+    `muon` is for the weights of ungrouped convolutions and linear layers; all other parameters are left to AdamW.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=1e-4, ge=0)

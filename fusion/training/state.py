@@ -10,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from fusion.training.adversary import new_adversary
 from fusion.training.average import averaged
+from fusion.training.optimizers import new_optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,13 +69,7 @@ def new_state(task: Task, settings: TrainSettings, accelerator: Accelerator) -> 
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     average = averaged(network, settings.ema)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=settings.optimizer.lr,
-        betas=settings.optimizer.betas,
-        weight_decay=settings.optimizer.weight_decay,
-    )
+    optimizer = new_optimizer(network.parameters(), settings.optimizer)
     scaler = GradScaler(accelerator.device.type, enabled=settings.precision == "fp16")
     wrapped = accelerator.prepare_model(network) if accelerator.num_processes > 1 else network
     adversary = new_adversary(settings, accelerator.device)
