@@ -191,6 +191,7 @@ def test_ablate_trains_the_variants_and_reads_finished_ones_back(cache, tmp_path
     assert set(rows) == {CONFIGURED, "no refine"}
     # The same images are held out whatever the seed, so every run has the same base.
     assert len({run["base_psnr_y"] for row in rows.values() for run in row["runs"]}) == 1
+    assert len({path.read_text() for path in (tmp_path / "run").rglob("base.json")}) == 1
     gains = [run["gain_db"] for run in rows[CONFIGURED]["runs"]]
     assert gains[0] != gains[1]
     assert rows[CONFIGURED]["gain_db"] == pytest.approx(np.mean(gains))

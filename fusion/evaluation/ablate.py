@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fusion.network.settings import FusionSettings
 from fusion.training.cache_source import CacheSource
+from fusion.training.fits import FILE as FITS
+from fusion.training.fits import fits_of
 from fusion.training.fusion_task import FusionTask
 from fusion.training.loop import train
 from fusion.training.settings import TrainSettings
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         if name not in variants:
             raise Refusal(f"unknown variant '{name}'", where="--only", cure=nearest(name, variants))
     seeds = _seeds(words.seeds)
+    settings = with_the_same_images_held_out(settings)
+    fits_of(CacheSource(settings), settings.run)
     rows = {name: summarize([run_variant(settings, name, variants[name], seed) for seed in seeds]) for name in names}
     write_text(settings.run / "ablation.json", json.dumps(rows, indent=2) + "\n")
     if words.json:
@@ -64,15 +68,21 @@ def variants_of(configured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return variants
 
 
+def with_the_same_images_held_out(settings: TrainSettings) -> TrainSettings:
+    """A variant's seed moves first weights and patches, not the images that it is judged by."""
+    if settings.data.hold_out_seed is not None:
+        return settings
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"hold_out_seed": settings.seed})})
+
+
 def run_variant(settings: TrainSettings, name: str, change: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train one variant in a folder of its own (or read what it came to), and return its row."""
     network = settings.network.model_copy(update={"settings": merged(settings.network.settings, change)})
-    # The seed moves first weights and patches; the images held out are the same for all.
-    hold_out_seed = settings.seed if settings.data.hold_out_seed is None else settings.data.hold_out_seed
-    data = settings.data.model_copy(update={"hold_out_seed": hold_out_seed})
     run = settings.run / f"{name.replace(' ', '_')}-{seed}"
-    variant = settings.model_copy(update={"network": network, "run": run, "seed": seed, "data": data})
+    variant = settings.model_copy(update={"network": network, "run": run, "seed": seed})
     summary_path = run / "summary.json"
+    if not (run / FITS).exists():  # the same for all: measured once
+        write_text(run / FITS, (settings.run / FITS).read_text(encoding="utf-8"))
     if summary_path.exists():
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
     else:
