@@ -62,6 +62,7 @@ class Session:
         self.troubles: dict[str, str] = {}
         # What may not change between calls, or runs would refuse to go on.
         words = [*options.configs, options.start, options.fusion, *options.fusion_set, *options.overrides]
+        words += ["--dihedral"] if options.dihedral else []
         self._file = options.work / "plan.json"
         self.plan = Plan(minutes=options.minutes, words=tuple(str(word) for word in words))
         if self._file.is_file():
@@ -164,6 +165,7 @@ def fuse(session: Session, experts: Sequence[Run]) -> list[Run]:
         log.info("no fusion in this call: %s", "no time" if len(files) == len(experts) else "experts are not over")
         return []
     where = ["--hr", str(_linked(options.hr, options.work / "images")), "--out", str(cache)]
+    where += ["--dihedral"] if options.dihedral else []
     extract = [sys.executable, "-m", "cache_tools", "extract", "--experts", ",".join(files), *where]
     if session.children({"extract": extract}, 1)["extract"].code == 0:
         train_runs(session, [fusion], share=1)
@@ -218,6 +220,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fusion-share", type=float, default=0.35, metavar="SHARE", help="of the minutes")
     parser.add_argument(
         "--fusion-set", nargs="+", default=[], metavar="section.key=value", help="settings of the fusion"
+    )
+    parser.add_argument(
+        "--dihedral",
+        action="store_true",
+        help="cache all flips and rotations: a better fusion for 8 times the extraction",
     )
     parser.add_argument("--least-fusion", type=float, default=LEAST_FUSION_SECONDS, metavar="SECONDS")
     parser.add_argument("--at-once", type=int, metavar="N", help="runs side by side (all on a GPU, one on a CPU)")
