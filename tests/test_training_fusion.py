@@ -10,6 +10,7 @@ from scipy.stats import bootstrap
 
 import train as command
 from cache_tools.reader import CacheReader
+from fusion.network.record import TrainingRecord
 from fusion.network.save import load_model, read_header
 from fusion.training import loop
 from fusion.training.cache_source import CacheSource, may_turn
@@ -84,6 +85,29 @@ def test_what_can_be_learned_passes_the_gate(striped, tmp_path):
         output = model(batch.lr_BCHW, batch.sr_BECHW, batch.feats, batch.experts)
     fused, base = (float((image - batch.hr_BCHW).square().mean()) for image in (output.image_BCHW, output.base_BCHW))
     assert fused < base
+
+
+def test_one_expert_alone_is_believed_for_itself(striped, tmp_path):
+    """With one expert the file adds the share that was fitted with one, on images of which each saw another expert."""
+    data = {"cache": str(striped), "patch": 8, "batch": 8, "hold_out": 12}
+    settings = fusion_settings(striped, tmp_path / "run", data=data, steps=20, optimizer={"lr": 3e-3})
+    summary = run(settings)
+    model = load_model(tmp_path / "run/model.safetensors")
+    assert model.record.fewer == tuple(summary["fewer"]) and len(summary["fewer"]) == 1
+    task = FusionTask(settings, CacheSource(settings))
+    model.record = TrainingRecord(verdict="fused")
+    product = power = 0.0
+    for index, batch in enumerate(task._half(0)):
+        assert batch.sr_BECHW is not None
+        alone = batch.experts[index % 2]
+        with torch.no_grad():
+            output = model(batch.lr_BCHW, batch.sr_BECHW[:, [index % 2]], {}, (alone,))
+        inner = (..., slice(4, -4), slice(4, -4))
+        learned = (output.image_BCHW - output.base_BCHW)[inner].double()
+        product += float((learned * (batch.hr_BCHW - output.base_BCHW)[inner]).mean())
+        power += float(learned.square().mean())
+    assert summary["fewer"][0] in (0.0, pytest.approx(min(max(product / power, 0), 1), rel=1e-5))
+    assert summary["fewer"][0] > 0  # the stripes are on every expert's image
 
 
 @pytest.mark.parametrize(("workers", "optimizer"), [(0, "adamw"), (2, "adamw"), (0, "muon")])

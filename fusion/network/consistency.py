@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fusion.network.back_projection import shrink
 from fusion.network.parts import SCALE, at_least_float32
 from imaging.resize import downscale
 
@@ -30,7 +31,7 @@ class LRConsistency(nn.Module):
         """(B, 3, 4H, 4W) and its (B, 3, H, W) -> the projected image."""
         with torch.autocast(image_BCHW.device.type, enabled=False):
             image_BCHW, lr_BCHW = at_least_float32(image_BCHW), at_least_float32(lr_BCHW)
-            missing = lr_BCHW - downscale(image_BCHW, SCALE)
+            missing = lr_BCHW - shrink(image_BCHW)
             excess = missing - missing.clamp(-self.tolerance, self.tolerance)
             height, width = lr_BCHW.shape[-2:]
             up_rows, up_columns = _inverse(height).to(image_BCHW), _inverse(width).to(image_BCHW)

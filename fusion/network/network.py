@@ -92,7 +92,7 @@ class FusionSR(nn.Module, HubModel):
         context_BDHW = self.context(evidence, bands, routing_BDHW, shared) if self.context is not None else None
         weights, parts, difficulty_B1HW = self._reweigh(evidence, shared, context_BDHW)
         parts |= self._restore(evidence, parts, context_BDHW, present)
-        weights, parts = self._believe(weights, parts)
+        weights, parts = self._believe(weights, parts, len(experts))
         return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, weights, difficulty_B1HW, parts)
 
     def _reweigh(
@@ -135,10 +135,10 @@ class FusionSR(nn.Module, HubModel):
         return added
 
     def _believe(
-        self, change_BESHW: Tensor | None, parts: dict[str, Tensor]
+        self, change_BESHW: Tensor | None, parts: dict[str, Tensor], present: int
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The share of what was learned that held-out items say is right."""
-        share = self.record.belief
+        """The share of what was learned that held-out items say is right, with as many experts as there are."""
+        share = self.record.belief_in(present, len(self.settings.experts))
         if share == 1:
             return change_BESHW, parts
         scaled = {phase: share * part for phase, part in parts.items()}

@@ -6,22 +6,44 @@ then too loud: the right rule with the wrong strength. Axes: B batch, C = 3, H a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
 BORDER = 4  # HR pixels along the edges that scores leave out too
 
 
-def fit_belief(items: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
-    """(base, fused, truth), each (B, 3, H, W), one after the other -> the share in [0, 1] of least squared error."""
+class Lesson(NamedTuple):
+    """Of one image, means over its pixels: what was learned times what was wanted, and the squares of both."""
+
+    product: float
+    power: float
+    wanted: float
+
+
+def lesson_of(base_BCHW: Tensor, fused_BCHW: Tensor, hr_BCHW: Tensor) -> Lesson:
+    """(B, 3, H, W) each -> how right the change from base to fused is."""
+    inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+    learned, wanted = (fused_BCHW - base_BCHW)[inner].double(), (hr_BCHW - base_BCHW)[inner].double()
+    product, power = float((learned * wanted).mean()), float(learned.square().mean())
+    return Lesson(product, power, float(wanted.square().mean()))
+
+
+def fit_belief(lessons: Iterable[Lesson]) -> float:
+    """The share in [0, 1] of what was learned that leaves the least squared error over all of them."""
     product = power = 0.0
-    for base_BCHW, fused_BCHW, hr_BCHW in items:
-        inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
-        learned, wanted = (fused_BCHW - base_BCHW)[inner].double(), (hr_BCHW - base_BCHW)[inner].double()
-        product += float((learned * wanted).mean())
-        power += float(learned.square().mean())
+    for lesson in lessons:
+        product, power = product + lesson.product, power + lesson.power
     return min(max(product / power, 0.0), 1.0) if power else 1.0
+
+
+def gain_db(lessons: Sequence[Lesson], belief: float) -> float:
+    """PSNR that this share adds to the base, the mean over images."""
+    left = [one.wanted - 2 * belief * one.product + belief**2 * one.power for one in lessons]
+    kept = [(one.wanted, error) for one, error in zip(lessons, left, strict=True) if one.wanted > 0 and error > 0]
+    return fmean(10 * math.log10(wanted / error) for wanted, error in kept) if kept else 0.0

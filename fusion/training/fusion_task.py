@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from itertools import combinations, cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from fusion.network.network import FusionSR
 from fusion.network.record import TrainingRecord
 from fusion.network.save import load_model, save_model
 from fusion.network.settings import FusionSettings
-from fusion.training.belief import fit_belief
+from fusion.training.belief import fit_belief, gain_db, lesson_of
 from fusion.training.fits import fits_of
 from fusion.training.gate import paired_bootstrap
 from fusion.training.networks import first_weights_seed
@@ -27,13 +28,15 @@ from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from fusion.network.base import BaseRecord
     from fusion.training.batch import FusionSource, TrainBatch
+    from fusion.training.belief import Lesson
+    from fusion.training.gate import Verdict
     from fusion.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -98,11 +101,19 @@ class FusionTask:
     def conclude(self, network: nn.Module, run: Path) -> Mapping[str, Any]:  # noqa: ARG002 (the loop's protocol)
         """How much to believe, by the half of the held-out images that chose the weights; the gate, by the other."""
         assert isinstance(network, FusionSR)
-        belief = fit_belief(self._belief_items(network))
-        network.record = network.record.model_copy(update={"belief": belief})
-        log.info("of what was learned, %.3f is believed", belief)
+        network.record = TrainingRecord()  # until it is known how much to believe: all
+        everything = len(self.source.slots)
+        belief = fit_belief(self._lessons(network, 0, everything))
+        fewer = tuple(self._belief_with(network, count) for count in range(1, everything))
+        network.record = TrainingRecord(belief=belief, fewer=fewer)
+        log.info("of what was learned, %.3f is believed; with 1, 2, ... experts %s", belief, _listed(fewer))
         table = self._table(network, self._half(1))
         log.info("the gate's images\n%s", table.text(FUSED))
+        verdict = self._gate(table)
+        return {"belief": belief, "fewer": fewer, "gate": asdict(verdict), "gate_scores": table.as_dict()}
+
+    def _gate(self, table: ScoreTable) -> Verdict:
+        """Is the fused image better than the base, image by image?"""
         psnr = {row: {item: score[0] for item, score in table.rows[row].items()} for row in (FUSED, BASE)}
         verdict = paired_bootstrap(
             psnr[FUSED],
@@ -112,32 +123,27 @@ class FusionTask:
             resamples=self._settings.fusion.gate_resamples,
             seed=self._settings.seed,
         )
-        log.info(
-            "gate: %s (%+.4f dB, %+.4f to %+.4f, %d images)",
-            verdict.reason,
-            verdict.gain_db,
-            verdict.low_db,
-            verdict.high_db,
-            verdict.images,
-        )
-        return {"belief": belief, "gate": asdict(verdict), "gate_scores": table.as_dict()}
+        interval = f"{verdict.gain_db:+.4f} dB, {verdict.low_db:+.4f} to {verdict.high_db:+.4f}"
+        log.info("gate: %s (%s, %d images)", verdict.reason, interval, verdict.images)
+        return verdict
 
-    def _belief_items(self, network: FusionSR) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in self._half(0):
-            output = self._fused(network, batch)
-            yield output.base_BCHW.cpu(), output.image_BCHW.cpu(), batch.hr_BCHW
+    def _belief_with(self, network: FusionSR, count: int) -> float:
+        """The share with `count` experts; 0 where it does not help the gate's images: then the base is given."""
+        belief = fit_belief(self._lessons(network, 0, count))
+        return belief if gain_db(list(self._lessons(network, 1, count)), belief) > 0 else 0.0
+
+    def _lessons(self, network: FusionSR, half: int, count: int) -> Iterator[Lesson]:
+        """Of each image of a half, what was learned with `count` experts: one choice of them after the other."""
+        choices = cycle(combinations(range(len(self.source.slots)), count))
+        for batch, kept in zip(self._half(half), choices, strict=False):
+            output = self._fused(network, _only(batch, kept))
+            yield lesson_of(output.base_BCHW.cpu(), output.image_BCHW.cpu(), batch.hr_BCHW)
 
     def _drop_experts(self, batch: TrainBatch, step: int) -> TrainBatch:
         """Leave experts out at random, the same ones in every process; at least one stays."""
         chance = draw(self._settings.seed, Purpose.EXPERT_DROPOUT, step)
         kept = [i for i in range(len(batch.experts)) if chance.random() >= self._settings.fusion.expert_dropout]
-        kept = kept or [int(chance.integers(len(batch.experts)))]
-        if len(kept) == len(batch.experts):
-            return batch
-        assert batch.sr_BECHW is not None
-        names = tuple(batch.experts[index] for index in kept)
-        feats = {name: feat_BCHW for name, feat_BCHW in batch.feats.items() if name in names}
-        return replace(batch, sr_BECHW=batch.sr_BECHW[:, kept], feats=feats, experts=names)
+        return _only(batch, kept or [int(chance.integers(len(batch.experts)))])
 
     def _half(self, which: int) -> Iterator[TrainBatch]:
         """Held-out items of every other image."""
@@ -171,6 +177,7 @@ class FusionTask:
         return TrainingRecord(
             verdict="fused" if gate["passed"] else "base",
             belief=provenance["belief"],
+            fewer=provenance["fewer"],
             steps=int(provenance["step"]),
             gain_db=gate["gain_db"],
             gain_low_db=gate["low_db"],
@@ -179,6 +186,20 @@ class FusionTask:
             data=self.source.fingerprint,
             details=dict(provenance),
         )
+
+
+def _only(batch: TrainBatch, kept: Sequence[int]) -> TrainBatch:
+    """The batch with these of its experts."""
+    if len(kept) == len(batch.experts):
+        return batch
+    assert batch.sr_BECHW is not None
+    names = tuple(batch.experts[index] for index in kept)
+    feats = {name: feat_BCHW for name, feat_BCHW in batch.feats.items() if name in names}
+    return replace(batch, sr_BECHW=batch.sr_BECHW[:, list(kept)], feats=feats, experts=names)
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:.3f}" for number in numbers) or "-"
 
 
 def _run(network: nn.Module, batch: TrainBatch) -> Any:
