@@ -6,11 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion.training.curriculum import losses_of
-from fusion.training.loader import Waiting, stream
-from fusion.training.machine import open_machine
-from fusion.training.state import new_state
-from fusion.training.step import take_step
+from fusion.training.loader import Waiting
+from fusion.training.trial import open_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,15 +32,9 @@ class Pace:
 
 def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task], steps: int, warm: int) -> Pace:
     """Real steps, nothing kept: `warm` uncounted ones, in which workers start and memory is reserved, then `steps`."""
-    accelerator = open_machine(settings)
-    losses = losses_of(settings).to(accelerator.device)
-    task = make_task(accelerator.process_index, accelerator.num_processes)
-    state = new_state(task, settings, accelerator)
-    state.wrapped.train()
+    trial = open_trial(settings, make_task)
     waiting, begun, cpu = Waiting(), time.perf_counter(), time.process_time()
-    workers, numbers = settings.data.workers, range(warm + steps)
-    for step, batch in stream(task.source, numbers, workers=workers, device=accelerator.device, waiting=waiting):
-        take_step(state, batch, task, losses, settings, accelerator)  # reads the loss, so the device is done
+    for step in trial.steps(warm + steps, waiting):
         if step + 1 == warm:
             waiting.restart()
             begun, cpu = time.perf_counter(), time.process_time()

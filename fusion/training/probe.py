@@ -6,13 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion.training.curriculum import losses_of
-from fusion.training.degraded import refuse_for_fusion
-from fusion.training.loader import Waiting, stream
-from fusion.training.machine import open_machine
-from fusion.training.start import start
-from fusion.training.state import new_state
-from fusion.training.step import take_step
+from fusion.training.loader import Waiting
+from fusion.training.trial import open_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,24 +31,9 @@ class Probe:
 
 def probe(settings: TrainSettings, make_task: Callable[[int, int], Task], seconds: float) -> Probe:
     """Train for `seconds` beyond the first steps, validate once, keep nothing."""
-    refuse_for_fusion(settings)
-    settings = settings.model_copy(update={"steps": MOST})
-    accelerator = open_machine(settings)
-    losses = losses_of(settings).to(accelerator.device)
-    task = make_task(accelerator.process_index, accelerator.num_processes)
-    start(task, settings.network)
-    state = new_state(task, settings, accelerator)
-    state.wrapped.train()
-    batches = stream(
-        task.source,
-        range(MOST),
-        workers=settings.data.workers,
-        device=accelerator.device,
-        waiting=Waiting(),
-    )
+    trial = open_trial(settings.model_copy(update={"steps": MOST}), make_task)
     begun, counted = time.perf_counter(), 0
-    for step, batch in batches:
-        take_step(state, batch, task, losses, settings, accelerator)  # reads the loss, so the device is done
+    for step in trial.steps(MOST, Waiting()):
         if step < WARM:
             begun = time.perf_counter()
             continue
@@ -61,8 +41,8 @@ def probe(settings: TrainSettings, make_task: Callable[[int, int], Task], second
         if time.perf_counter() - begun > seconds:
             break
     stepped = time.perf_counter() - begun
-    network = state.average.module
+    network = trial.state.average.module
     network.eval()
-    task.validate(network)
+    trial.task.validate(network)
     whole = time.perf_counter() - begun
     return Probe(stepped / counted, whole - stepped, counted, whole)
