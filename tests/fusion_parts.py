@@ -85,7 +85,8 @@ def batch_for(
     lr_BCHW = torch.rand(batch, 3, height, width, generator=generator)
     common = torch.nn.functional.interpolate(lr_BCHW, scale_factor=4, mode="bilinear").unsqueeze(1)
     experts = len(settings.experts)
-    sr_BECHW = common + 0.03 * torch.randn(batch, experts, 3, 4 * height, 4 * width, generator=generator)
+    noise = 0.03 * torch.randn(batch, experts, 3, 4 * height, 4 * width, generator=generator)
+    sr_BECHW = (common + noise).clamp(0, 1)
     feats: dict[str, Tensor | None] = {
         slot.name: torch.randn(batch, slot.channels, height, width, generator=generator)
         for slot in settings.experts

@@ -58,3 +58,13 @@ def test_in_the_network_both_hold_and_the_start_stays_the_base() -> None:
     assert torch.equal(untrained(lr, sr, feats).image_BCHW, untrained.base(lr, sr, untrained.settings.names))
     fitting = stir(small_model(consistency=ConsistencySettings(enabled=True, tolerance=0.001)))
     assert (downscale(fitting(lr, sr, feats).image_BCHW, 4) - lr).abs().max() <= 0.001 + 1e-5
+
+
+def test_an_expert_that_overshoots_is_read_as_its_8_bit_image() -> None:
+    """Caches hold experts' images in 8 bits: at sharp edges a running expert must not say more than it said there."""
+    model = stir(small_model())
+    lr, sr, feats = batch_for(model.settings)
+    loud = torch.where(sr > 0.8, sr + 0.3, torch.where(sr < 0.2, sr - 0.3, sr))
+    assert loud.min() < 0 and loud.max() > 1
+    with torch.no_grad():
+        assert torch.equal(model(lr, loud, feats).image_BCHW, model(lr, loud.clamp(0, 1), feats).image_BCHW)

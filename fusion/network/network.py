@@ -81,6 +81,7 @@ class FusionSR(nn.Module, HubModel):
         `experts` names the E axis of sr_BECHW: any non-empty subset of those the model knows, all of them by default.
         """
         experts, present = check_inputs(self.settings, lr_BCHW, sr_BECHW, feats, experts)
+        sr_BECHW = sr_BECHW.clamp(0, 1)  # as 8-bit caches hold them: running experts overshoot at sharp edges
         base_BCHW = self.base(lr_BCHW, sr_BECHW, experts)
         if self.record.verdict == "base":
             return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, None, None, {})
