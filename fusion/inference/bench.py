@@ -57,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sizes", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="sides for memory")
     parser.add_argument("--image", type=Path, help="an LR image for tiled against whole")
     parser.add_argument("--tile", type=int, default=192, help="tile size in LR pixels for it")
+    parser.add_argument("--experts", default="edsr-s", help="each alone, tiled against whole; separated by commas")
+    parser.add_argument("--model", type=Path, help="a fusion model with its own experts, too")
     words = parser.parse_args(arguments)
     lines = ["# Inference", "", f"Recorded {date.today().isoformat()} by", ""]
     lines += [f"    python -m fusion bench-inference {shlex.join(arguments)}", ""]
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
             hat = small_hat(Path(folder) / "small-hat.safetensors")
             both = random_fusion(Path(folder) / "random-fusion", {"edsr-s": 48, hat.stem: 24})
             models = [("none", one) for one in (*words.experts.split(","), str(hat))] + [(str(both), f"edsr-s,{hat}")]
-            models += [(words.model, "")] if words.model else []
+            models += [(str(words.model), "")] if words.model else []
             lines += tiling_table(words.image, models, words.tile, Path(folder))
     write_text(words.out, "\n".join(lines) + "\n")
     log.info("%s", words.out)
