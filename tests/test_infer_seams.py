@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.data import chelsea
 
 from experts.catalog import load_catalog
 from experts.weights import pretrained_folder
+from fusion.inference import bench
 from fusion.inference.assemble import whole
 from fusion.inference.ensemble import Ensemble, Place, answer_tile
 from fusion.inference.seams import compare
 from fusion.inference.tiles import Span, plan_spans
+from imaging.refusal import Refusal
 from infer import build
 
 TILE, SIZE = 112, (128, 224)
@@ -79,5 +82,22 @@ def test_the_measure_finds_a_line_and_ignores_noise() -> None:
     seam = 4 * plan_spans(160, 80, 8)[1].low
     noisy[:, seam:] += 0.4
     assert compare(whole_HWC, noisy, **plan).step == pytest.approx(0.4, abs=0.1)
-    with pytest.raises(ValueError, match="has no seam"):
+    with pytest.raises(Refusal, match="has no seam"):
         compare(whole_HWC[:40, :40], noisy[:40, :40], **plan)
+
+
+def test_the_bench_compares_the_experts_it_is_given(tmp_path) -> None:
+    """From the command line to the table: real runs of infer.py, in tiles and whole."""
+    image, table = tmp_path / "photo.png", tmp_path / "table.md"
+    Image.fromarray(chelsea()[:48, :200]).save(image)
+    expert = bench.tiny_expert(tmp_path / "tiny.safetensors")
+    words = ["--sizes", "--image", str(image), "--tile", "48", "--experts", str(expert), "--out", str(table)]
+    assert bench.main(words) == 0
+    rows = [line.split("|")[1].strip() for line in table.read_text().splitlines() if line.startswith("| ")]
+    assert rows == ["experts or model", "tiny", "small-hat", "random-fusion"]
+
+
+@pytest.mark.parametrize("size", ["64", "500", "0"])
+def test_the_bench_refuses_sizes_it_cannot_make(tmp_path, size: str) -> None:
+    with pytest.raises(Refusal, match=f"--sizes: {size} is no multiple of 256"):
+        bench.main(["--sizes", size, "--out", str(tmp_path / "table.md")])

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PART = 256  # side of the photograph that large test pictures are made of
 INFER = Path(__file__).resolve().parents[2] / "infer.py"
 
 
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--experts", default="edsr-s", help="each alone, tiled against whole; separated by commas")
     parser.add_argument("--model", type=Path, help="a fusion model with its own experts, too")
     words = parser.parse_args(arguments)
+    odd = [size for size in words.sizes if size % PART or size <= 0]
+    if odd:
+        raise Refusal(f"{odd[0]} is no multiple of {PART}", where="--sizes", cure="give such sides, or none")
     lines = ["# Inference", "", f"Recorded {date.today().isoformat()} by", ""]
     lines += [f"    python -m fusion bench-inference {shlex.join(arguments)}", ""]
     with tempfile.TemporaryDirectory() as folder:
@@ -152,14 +156,14 @@ def photograph(size: int) -> np.ndarray:
 
 
 def write_mosaic(path: Path, size: int) -> None:
-    """One photograph over and over, a few rows at a time (`size` is a multiple of 256).
+    """One photograph over and over, a few rows at a time (`size` is a multiple of PART).
 
     This process must stay smaller than the one it measures: Linux counts its memory into the other's peak.
     """
-    part = photograph(256)
+    part = photograph(PART)
     with png_rows(path, height=size, width=size, channels=3) as rows:
-        for _ in range(size // 256):
-            rows(np.tile(part, (1, size // 256, 1)))
+        for _ in range(size // PART):
+            rows(np.tile(part, (1, size // PART, 1)))
 
 
 def tiny_expert(path: Path, width: int = 4) -> Path:

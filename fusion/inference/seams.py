@@ -12,6 +12,7 @@ import numpy as np
 
 from fusion.inference.ensemble import SCALE
 from fusion.inference.tiles import RAMP, plan_spans
+from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,8 @@ def compare(whole_HWC: np.ndarray, tiled_HWC: np.ndarray, *, tile: int, margin: 
     at_H, at_W = _near(rows), _near(columns)
     near_HW = at_H[:, None] | at_W[None]
     if not near_HW.any():
-        raise ValueError(f"an image of {height}x{width} LR pixels has no seam in tiles of {tile}")
+        what = f"an image of {height}x{width} LR pixels has no seam in tiles of {tile} and their margins of {margin}"
+        raise Refusal(what, where="--tile", cure="give smaller tiles or a larger image")
     square_HW = (difference_HWC**2).mean(-1)
     steps = [np.abs(np.diff(difference_HWC, axis=axis).mean(axis=1 - axis)) for axis in (0, 1)]
     along = [step[at[1:] & at[:-1]] for step, at in zip(steps, (at_H, at_W), strict=True)]
