@@ -17,7 +17,7 @@ from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from experts.open import open_experts
 from experts.timing import seconds_per_pixel
-from fusion.inference.budget_fit import fit
+from fusion.inference.budget_fit import fit, learned
 from fusion.inference.budget_run import HEAD_FILE
 from fusion.network.base import BaseRecord
 from fusion.network.save import load_model
@@ -33,7 +33,7 @@ from fusion.training.probe import probe
 from fusion.training.run_folder import to_yaml
 from fusion.training.settings import TrainSettings
 from imaging.atomic import write_text
-from imaging.command import DONE, print_json, run
+from imaging.command import DONE, REFUSED, print_json, run
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
@@ -76,9 +76,11 @@ def main(arguments: Sequence[str]) -> int:
     if words.probe is not None:
         print_json(asdict(probe(settings, build, words.probe)))
         return DONE
+    if words.fit_budget is not None:
+        return DONE if fit_budget_head(settings, words.fit_budget) else REFUSED
     summary = train(settings, build, resume=words.resume == "auto")
     if summary and settings.task == "fusion" and settings.fusion.budget and not words.live:
-        summary["budget_head"] = fit_budget_head(settings)
+        summary["budget_head"] = fit_budget_head(settings, settings.run / f"{settings.export.name}.safetensors")
     if words.json and summary:
         print_json(summary)
     return DONE
@@ -106,8 +108,11 @@ def _unfitted(settings: TrainSettings, source: FusionSource) -> FusionTask:
     return FusionTask(settings, source, BaseRecord.mean_of([slot.name for slot in source.slots]))
 
 
-def fit_budget_head(settings: TrainSettings) -> str | None:
-    """Beside the model, what infer.py --budget plans by: gains from the cache, costs measured on the experts."""
+def fit_budget_head(settings: TrainSettings, model_file: Path) -> str | None:
+    """Beside the model, what infer.py --budget plans by: gains from the cache, costs measured on the experts.
+
+    A fusion's gains are told by the images that it was not trained on; a closed form's by all the others.
+    """
     source = CacheSource(settings)
     known = {slot.name: slot.sha256 for slot in source.slots}
     device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -122,12 +127,12 @@ def fit_budget_head(settings: TrainSettings) -> str | None:
         lacking = ", ".join(sorted(set(known) - set(seconds))) or "a second expert"
         log.warning("no budget head, since these are not the networks that the cache was made with: %s", lacking)
         return None
-    model = load_model(settings.run / f"{settings.export.name}.safetensors")
+    model = load_model(model_file)
     assert settings.data.cache is not None
-    items, base = source.training_items, model.base.record
-    head, _ = fit(settings.data.cache, seconds, items=items, base=base, measured_on=device)
-    write_text(settings.run / HEAD_FILE, head.model_dump_json(indent=2) + "\n")
-    log.info("%s: for infer.py --budget, costs measured on %s", settings.run / HEAD_FILE, device)
+    items = source.training_items if learned(model) is None else source.held_out_items
+    head, _ = fit(settings.data.cache, seconds, items=items, model=model.to(device).eval(), measured_on=device)
+    write_text(model_file.parent / HEAD_FILE, head.model_dump_json(indent=2) + "\n")
+    log.info("%s: for infer.py --budget, costs measured on %s", model_file.parent / HEAD_FILE, device)
     return HEAD_FILE
 
 
@@ -176,6 +181,12 @@ def _parser() -> argparse.ArgumentParser:
         "--probe", type=float, metavar="SECONDS", help="time steps for so long, print JSON, keep nothing"
     )
     parser.add_argument("--pace", type=_counts, metavar="STEPS[,LIVE]", help="time steps, print JSON, keep nothing")
+    parser.add_argument(
+        "--fit-budget",
+        type=Path,
+        metavar="MODEL",
+        help="only fit the budget head of this finished model",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     return parser
 

@@ -35,9 +35,14 @@ def luma(rgb_BCHW: Tensor) -> Tensor:
 
 def psnr(sr_BCHW: Tensor, hr_BCHW: Tensor, *, border: int = BORDER, space: Space = "y") -> Tensor:
     """Peak signal-to-noise ratio in dB, one float64 per image; infinite where the images are identical."""
-    sr, hr = _comparable(sr_BCHW, hr_BCHW, border, space, smallest=1)
-    error_B = (sr - hr).square().mean(dim=(1, 2, 3))
+    error_B = squared_error(sr_BCHW, hr_BCHW, border=border, space=space).mean(dim=(1, 2))
     return 10 * torch.log10(255.0**2 / error_B)
+
+
+def squared_error(sr_BCHW: Tensor, hr_BCHW: Tensor, *, border: int = BORDER, space: Space = "y") -> Tensor:
+    """What PSNR is the mean of (BHW, without the border): squared differences of 8-bit levels, mean over channels."""
+    sr, hr = _comparable(sr_BCHW, hr_BCHW, border, space, smallest=1)
+    return (sr - hr).square().mean(1)
 
 
 def ssim(sr_BCHW: Tensor, hr_BCHW: Tensor, *, border: int = BORDER, space: Space = "y") -> Tensor:

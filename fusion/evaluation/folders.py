@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from fusion.evaluation.ntire import PREFIX, SCORE, ntire_measures, ntire_score
+from fusion.evaluation.ntire import PREFIX, SCORE, NotScoredError, ntire_measures, ntire_score
 from imaging.files import list_images, read_rgb
 from imaging.metrics import psnr, ssim
 from imaging.perceptual import lpips_distance
@@ -65,7 +65,10 @@ def evaluate(
         if hr_BCHW.shape != sr_BCHW.shape:
             failures.append(f"{name}: result is {tuple(sr_BCHW.shape[-2:])}, truth {tuple(hr_BCHW.shape[-2:])}")
             continue
-        scores[name] = {measure: score(sr_BCHW, hr_BCHW) for measure, score in measures.items()}
+        try:
+            scores[name] = {measure: score(sr_BCHW, hr_BCHW) for measure, score in measures.items()}
+        except NotScoredError as reason:
+            failures.append(f"{name}: {reason}")
     if not scores:
         raise Refusal("no image could be scored", where=sr, cure=failures[0] if failures else "check the folders")
     return Evaluation(scores, failures)

@@ -8,7 +8,10 @@ in [0, 1] without cutting a border, and the score computed from the measures' av
 from __future__ import annotations
 
 import importlib
+import sys
+from contextlib import redirect_stdout
 from functools import partial
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,20 +36,22 @@ SHARES: dict[str, Callable[[float], float]] = {
     "niqe": lambda value: max(0.0, (10 - value) / 10),
 }
 _WITH_TRUTH = ("lpips", "dists")
+_CANNOT_LOAD = (OSError, EOFError, UnpicklingError, RuntimeError, ValueError)  # no network, damaged or other files
+
+
+class NotScoredError(Exception):
+    """One image that one measure cannot be taken of."""
 
 
 def ntire_measures() -> dict[str, Measure]:
-    """The six, by name with a prefix; refused where pyiqa is not installed."""
+    """The six, by name with a prefix; refused where pyiqa or one of its weights is not there."""
     try:
         pyiqa = importlib.import_module("pyiqa")
-    except ImportError:
+    except ImportError as error:
         cure = "pip install 'championship-sr[iqa]' in an environment of its own (its licence is non-commercial)"
-        raise Refusal("the NTIRE perceptual score needs pyiqa", where="--ntire", cure=cure) from None
+        raise Refusal(f"the NTIRE perceptual score needs pyiqa ({error})", where="--ntire", cure=cure) from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {
-        PREFIX + name: partial(_measured, pyiqa.create_metric(name, device=device), name in _WITH_TRUTH, device)
-        for name in SHARES
-    }
+    return {PREFIX + name: partial(_measured, name, _open(pyiqa, name, device), device) for name in SHARES}
 
 
 def ntire_score(averages: Mapping[str, float]) -> float:
@@ -54,7 +59,21 @@ def ntire_score(averages: Mapping[str, float]) -> float:
     return sum(share(averages[PREFIX + name]) for name, share in SHARES.items())
 
 
-def _measured(metric: Any, with_truth: bool, device: torch.device, sr_BCHW: Tensor, hr_BCHW: Tensor) -> float:
-    images = (sr_BCHW, hr_BCHW) if with_truth else (sr_BCHW,)
-    with torch.no_grad():
-        return float(metric(*(image_BCHW.to(device) for image_BCHW in images)))
+def _open(pyiqa: Any, name: str, device: torch.device) -> Any:
+    """One of pyiqa's models. It prints what it loads, where --json wants one document: that goes to stderr."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return pyiqa.create_metric(name, device=device)
+    except _CANNOT_LOAD as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        cure = f"fetch its weights once with a network: python -c \"import pyiqa; pyiqa.create_metric('{name}')\""
+        raise Refusal(f"pyiqa cannot load {name} ({reason})", where="--ntire", cure=cure) from None
+
+
+def _measured(name: str, metric: Any, device: torch.device, sr_BCHW: Tensor, hr_BCHW: Tensor) -> float:
+    images = (sr_BCHW, hr_BCHW) if name in _WITH_TRUTH else (sr_BCHW,)
+    try:
+        with torch.no_grad(), redirect_stdout(sys.stderr):
+            return float(metric(*(image_BCHW.to(device) for image_BCHW in images)))
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:  # images too small, memory
+        raise NotScoredError(f"{name}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class BudgetHead(Settings):
     weights_sha256: dict[str, str] = {}
     gains: tuple[tuple[float, ...], ...]
     error: tuple[float, ...]
+    gains_of: Literal["blend", "fusion"] = "blend"  # the closed form's, or a trained fusion's on images held out
     cell: int = CELL
     cells: int
     source: str
@@ -109,7 +110,7 @@ def choose(
 
     Every tile has the first choice, whatever is allowed. Then tiles are bettered in order of gain per second, each
     along the upper hull of its choices; what remains when the next best does not fit goes to the best that does.
-    More seconds never give less gain: what fits into a remainder gains less than the next best.
+    More seconds give more gain, but for that last remainder, which is worth less than the next best.
     """
     hulls = [
         _hull(gains_M * pixels, np.array(costs_M) * pixels) for gains_M, pixels in zip(gains_NM, pixels_N, strict=True)

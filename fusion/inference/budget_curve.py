@@ -1,6 +1,6 @@
 """A budget head and a cache with true images -> the curve of quality over cost that its plans would give.
 
-Axes: N tiles, M choices of the menu, X cells (P rows and Q columns of them in an image), D measures.
+Axes: N tiles, M choices of the menu, H and W of an HR image.
 """
 
 from __future__ import annotations
@@ -10,55 +10,67 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from cache_tools.reader import CacheReader
-from fusion.inference.budget import choose, measure_cells
-from fusion.network.back_projection import back_project
-from fusion.network.base import WHOLE, BaseBlend, weighted_sum
-from imaging.metrics import psnr
+from fusion.inference.budget import measure_cells
+from fusion.inference.budget_images import SCALE, truth_of
+from fusion.inference.budget_plan import Outlook, buy_share, predict_tile
+from imaging.metrics import BORDER, squared_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import EllipsisType
 
     from torch import Tensor
 
-    from cache_tools.reader import FusionBatch
+    from cache_tools.reader import CacheReader, FusionBatch
     from fusion.inference.budget import BudgetHead
-    from fusion.network.base import BaseRecord
 
     Part = tuple[EllipsisType | slice, ...]
+    ImagesOf = Callable[[FusionBatch], Sequence[Tensor]]
 
-SCALE = 4
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_PEAK = 255.0**2
 
 
-def curve(head: BudgetHead, base: BaseRecord, cache: Path, tile: int) -> list[dict[str, float]]:
-    """Mean Y-PSNR over a cache's images for each share of the full cost, buying per image and tile by prediction."""
-    blend, costs = BaseBlend(base), head.costs
-    reader = CacheReader(cache, experts=head.experts, features=False)
-    scores = {share: list[tuple[float, float]]() for share in SHARES}
-    for item in tqdm(reader, desc=cache.name, total=len(reader), unit="item", disable=None):
-        images, parts = blends(blend, item, head.menu), list(_tiles(item, tile))
-        predicted = [_predicted(head, item.lr_BCHW[part]) for part, _ in parts]
-        gains_NM = np.stack([gains_M for gains_M, _ in predicted])
-        pixels_N = np.array([pixels for _, pixels in predicted])
-        for share in SHARES:
-            chosen_N, _ = choose(gains_NM, pixels_N, costs, share * costs[-1] * pixels_N.sum())
-            if share == 1:
-                chosen_N[:] = len(costs) - 1
-            image_BCHW = images[0].clone()
-            for (_, large), choice in zip(parts, chosen_N, strict=True):
-                image_BCHW[large] = images[choice][large]
-            spent = float((np.array(costs)[chosen_N] * pixels_N).sum() / (costs[-1] * pixels_N.sum()))
-            scores[share].append((spent, float(psnr(image_BCHW, truth_of(item)))))
-    return [
-        {"share": share, "spent": float(np.mean([s for s, _ in rows])), "psnr": float(np.mean([p for _, p in rows]))}
-        for share, rows in scores.items()
-    ]
+def curve(
+    head: BudgetHead, images_of: ImagesOf, reader: CacheReader, tiles: Sequence[int]
+) -> dict[int, list[dict[str, float]]]:
+    """For each size of tile: mean Y-PSNR over a cache's images for each share of the full cost, bought over all."""
+    outlooks: dict[int, dict[str, Outlook]] = {tile: {} for tile in tiles}
+    errors: dict[int, dict[str, np.ndarray]] = {tile: {} for tile in tiles}  # (N, M), share of the image's
+    for item in tqdm(reader, desc=reader.store.root.name, total=len(reader), unit="item", disable=None):
+        name, truth_BCHW = item.items[0], truth_of(item)
+        maps_MHW = np.stack([squared_error(image_BCHW, truth_BCHW)[0] for image_BCHW in images_of(item)])
+        for tile in tiles:
+            parts = list(_tiles(item, tile))
+            outlooks[tile][name] = _outlook(head, [item.lr_BCHW[small] for small, _ in parts])
+            errors[tile][name] = np.stack([_within(maps_MHW, large) for _, large in parts])
+    return {tile: [_point(head, outlooks[tile], errors[tile], share) for share in SHARES] for tile in tiles}
+
+
+def _point(
+    head: BudgetHead, outlooks: Mapping[str, Outlook], errors: Mapping[str, np.ndarray], share: float
+) -> dict[str, float]:
+    """One share: what was spent of the full cost, and the mean PSNR."""
+    chosen, costs_M = buy_share(head, outlooks, share), np.array(head.costs)
+    pixels = sum(float(one.pixels_N.sum()) for one in outlooks.values())
+    seconds = sum(float(costs_M[chosen[name]] @ one.pixels_N) for name, one in outlooks.items())
+    left = [np.take_along_axis(errors[name], chosen[name][:, None], 1).sum() for name in outlooks]
+    psnr = float(np.mean([10 * np.log10(_PEAK / error) for error in left]))
+    return {"share": share, "spent": seconds / (costs_M[-1] * pixels), "psnr": psnr}
+
+
+def _outlook(head: BudgetHead, tiles: Sequence[Tensor]) -> Outlook:
+    found = [predict_tile(head, *measure_cells(lr_BCHW, head.cell)) for lr_BCHW in tiles]
+    gains, errors, pixels = zip(*found, strict=True)
+    return Outlook(np.stack(gains), np.array(errors), np.array(pixels))
+
+
+def _within(maps_MHW: np.ndarray, large: Part) -> np.ndarray:
+    """A tile's part of the image's mean squared error, for each choice; the border does not count."""
+    inner_MHW = np.pad(maps_MHW, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
+    return inner_MHW[large].sum((1, 2)) / (maps_MHW.shape[1] * maps_MHW.shape[2])
 
 
 def as_text(head: BudgetHead, curves: Mapping[str, Sequence[Mapping[str, float]]], words: list[str]) -> str:
@@ -86,22 +98,6 @@ def said(tile: int) -> str:
     return f"tiles of {tile} LR pixels" if tile else "one choice per image"
 
 
-def blends(blend: BaseBlend, item: FusionBatch, menu: Sequence[tuple[str, ...]]) -> list[Tensor]:
-    """The blend of each selection; what is alike for all of them, the pull onto the LR image, is made once each."""
-    record, lr_BCHW = blend.record, item.lr_BCHW
-    with torch.no_grad():
-        if record.groups != WHOLE:
-            images = {name: item.sr_BECHW[:, index] for index, name in enumerate(item.experts)}
-            return [blend(lr_BCHW, torch.stack([images[name] for name in names], 1), names) for names in menu]
-        pulled = {
-            name: back_project(item.sr_BECHW[:, index], lr_BCHW, record.back_projection)
-            for index, name in enumerate(item.experts)
-        }
-        return [
-            weighted_sum(torch.stack([pulled[name] for name in names], 1), blend.weights(names)[0]) for names in menu
-        ]
-
-
 def _tiles(item: FusionBatch, tile: int) -> Iterator[tuple[Part, Part]]:
     """Tiles as parts of the LR and of the HR image; the last of a row or column is what remains."""
     height, width = item.lr_BCHW.shape[-2:]
@@ -111,21 +107,3 @@ def _tiles(item: FusionBatch, tile: int) -> Iterator[tuple[Part, Part]]:
             rows, columns = (top, min(top + side, height)), (left, min(left + side, width))
             small, large = ((..., *(slice(k * a, k * b) for a, b in (rows, columns))) for k in (1, SCALE))
             yield small, large
-
-
-def _predicted(head: BudgetHead, lr_BCHW: Tensor) -> tuple[np.ndarray, float]:
-    """A tile's mean gains (M) and its LR pixels."""
-    measures_PQD, energy_PQ, pixels_PQ = measure_cells(lr_BCHW, head.cell)
-    gains_XM, _ = head.predict(rows_of(measures_PQD), energy_PQ.ravel())
-    return pixels_PQ.ravel() @ gains_XM / pixels_PQ.sum(), float(pixels_PQ.sum())
-
-
-def rows_of(values_PQD: np.ndarray) -> np.ndarray:
-    """The cells of an image one below the other (X, D)."""
-    return values_PQD.reshape(-1, values_PQD.shape[-1])
-
-
-def truth_of(item: FusionBatch) -> Tensor:
-    """hr_BCHW, which the readers here were asked to have."""
-    assert item.hr_BCHW is not None
-    return item.hr_BCHW

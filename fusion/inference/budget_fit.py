@@ -1,6 +1,6 @@
 """`python -m fusion fit-budget CACHE --seconds a=1,b=4 --out FILE`: cached images -> a budget head, and its curve.
 
-Axes: X cells (P rows and Q columns of them in an image), N tiles, E experts, M choices of the menu, D measures.
+Axes: X cells, M choices of the menu, D measures.
 """
 
 from __future__ import annotations
@@ -8,22 +8,21 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from cache_tools.reader import CacheReader
 from fusion.base_fit import BaseFit
-from fusion.inference.budget import CELL, BudgetHead, cell_sums, measure_cells
-from fusion.inference.budget_curve import SCALE, as_text, curve, rows_of, said, truth_of
-from fusion.network.back_projection import back_project
-from fusion.network.base import WHOLE
-from fusion.network.base_bands import BAND_NAMES, split_bands
+from fusion.inference.budget import BudgetHead
+from fusion.inference.budget_cells import errors_of_blends, errors_of_fusion, gather, selection_weights
+from fusion.inference.budget_curve import as_text, curve, said
+from fusion.inference.budget_images import blends, fused_images, truth_of
+from fusion.network.base import BaseBlend
+from fusion.network.save import load_model
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
@@ -31,24 +30,17 @@ from imaging.refusal import Refusal, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cache_tools.reader import FusionBatch
+    from fusion.inference.budget_cells import Cells
+    from fusion.inference.budget_curve import ImagesOf
+    from fusion.network import FusionSR
     from fusion.network.base import BaseRecord
 
 log = logging.getLogger(__name__)
 
 SEVERAL = 5  # experts of which every selection is on the menu
 ENOUGH = 1_500_000  # LR pixels to learn from: nearly six thousand cells for ten weights
+ENOUGH_FUSED = 500_000  # where the fusion itself runs for every selection: minutes on one core
 _RIDGE = 1e-2
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Measures (X, D), energies (X), mean squared errors of each choice (X, M), LR pixels (X)."""
-
-    measures_XD: np.ndarray
-    energy_X: np.ndarray
-    errors_XM: np.ndarray
-    pixels_X: np.ndarray
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("cache", type=Path, help="a cache with HR images, see `python -m cache_tools extract`")
     add("--seconds", required=True, metavar="a=1,b=4", help="each expert's cost per LR pixel, in any unit")
+    add("--model", type=Path, metavar="FILE", help="the fusion that will be given them (its cache's held-out images!)")
     add("--out", type=Path, required=True, metavar="FILE", help="the head, as JSON")
     add("--check", type=Path, nargs="*", default=[], metavar="CACHE", help="other caches to draw the curve on")
     add("--tile", type=int, nargs="*", default=[0, 16], help="tiles of that curve, in LR pixels; 0: whole images")
@@ -64,10 +57,14 @@ def main(arguments: Sequence[str]) -> int:
     add("--json", action="store_true", help="print one JSON document")
     words = parser.parse_args(arguments)
     seconds = _seconds(words.seconds)
-    head, base = fit(words.cache, seconds)
+    model = None if words.model is None else load_model(words.model).eval()
+    head, base = fit(words.cache, seconds, model=model)
     write_text(words.out, head.model_dump_json(indent=2) + "\n")
+    images_of = _images_of(head, base, model)
     curves = {
-        f"{folder.name}, {said(tile)}": curve(head, base, folder, tile) for folder in words.check for tile in words.tile
+        f"{folder.name}, {said(tile)}": points
+        for folder in words.check
+        for tile, points in curve(head, images_of, _open(folder, head.experts, None, model), words.tile).items()
     }
     if words.record is not None:
         write_text(words.record, as_text(head, curves, list(arguments)))
@@ -84,26 +81,35 @@ def fit(
     *,
     items: Sequence[str] | None = None,
     base: BaseRecord | None = None,
+    model: FusionSR | None = None,
     measured_on: str = "",
 ) -> tuple[BudgetHead, BaseRecord]:
-    """The base of all subsets (where none is given), the menu, then the predictions. `items`: which, None for all."""
-    names = tuple(seconds)
-    reader = CacheReader(cache, experts=names, items=items, features=False)
+    """The base of all subsets (where none is given), the menu, then the predictions. `items`: which, None for all.
+
+    With a `model` what is predicted is what its own images gain: `items` should be some it was not trained on. Without
+    one, or with one that gives its base, it is the closed form's gain, which no image was learned by heart for.
+    """
+    fused = learned(model)
+    reader = _open(cache, tuple(seconds), items, fused)
     if not reader.has_hr:
         raise Refusal("has no HR images", where=cache, cure="extract it with --hr")
-    if base is None:
+    if model is not None:
+        base = model.base.record
+    elif base is None:
         fitted = BaseFit(reader.experts)
         for item in tqdm(reader, desc="base", total=len(reader), unit="item", disable=None):
             fitted.add(item.sr_BECHW[0], truth_of(item)[0], item.lr_BCHW[0])
         base = fitted.record(str(cache))
     menu = make_menu(base, seconds)
-    cells = gather(_thinned(reader, cache), base, menu)
+    kept = _open(cache, reader.experts, _thinned(reader, ENOUGH if fused is None else ENOUGH_FUSED), fused)
+    cells = gather(kept, errors_of_blends(base, menu) if fused is None else errors_of_fusion(fused, menu))
     head = BudgetHead(
         menu=menu,
         seconds=dict(seconds),
-        weights_sha256={one.name: one.weights_sha256 for one in reader.recipe.experts if one.name in names},
+        weights_sha256={one.name: one.weights_sha256 for one in reader.recipe.experts if one.name in seconds},
         gains=tuple(_ridge(cells, cells.errors_XM[:, 0] - cells.errors_XM[:, m]) for m in range(1, len(menu))),
         error=_ridge(cells, cells.errors_XM[:, -1]),
+        gains_of="blend" if fused is None else "fusion",
         cells=len(cells.energy_X),
         source=cache.name,
         measured_on=measured_on,
@@ -111,13 +117,35 @@ def fit(
     return head, base
 
 
-def _thinned(reader: CacheReader, cache: Path) -> CacheReader:
-    """Every n-th item, so that no more than about ENOUGH LR pixels are blended by every selection."""
-    every = math.ceil(sum(entry.height * entry.width for entry in reader.entries) / ENOUGH)
-    kept = [entry.id for entry in reader.entries[::every]]
+def learned(model: FusionSR | None) -> FusionSR | None:
+    """The model, if it gives anything but its closed form."""
+    return None if model is None or model.record.verdict == "base" else model
+
+
+def _open(cache: Path, experts: Sequence[str], items: Sequence[str] | None, model: FusionSR | None) -> CacheReader:
+    """With features only where a fusion reads them."""
+    features = learned(model) is not None and model is not None and model.settings.features == "taps"
+    reader = CacheReader(cache, experts=experts, items=items, features=features)
+    if model is not None:
+        named = {one.name: one.weights_sha256 for one in reader.recipe.experts if one.name in experts}
+        model.settings.check_weights(named)
+    return reader
+
+
+def _images_of(head: BudgetHead, base: BaseRecord, model: FusionSR | None) -> ImagesOf:
+    """An item -> the image of each selection."""
+    fused, blend = learned(model), BaseBlend(base)
+    if fused is None:
+        return lambda item: blends(blend, item, head.menu)
+    return lambda item: fused_images(fused, item, head.menu)
+
+
+def _thinned(reader: CacheReader, enough: int) -> list[str]:
+    """Every n-th item, so that no more than about `enough` LR pixels are looked at with every selection."""
+    every = math.ceil(sum(entry.height * entry.width for entry in reader.entries) / enough)
     if every > 1:
-        log.info("%d of %d items are enough to learn from", len(kept), len(reader.entries))
-    return CacheReader(cache, experts=reader.experts, items=kept, features=False)
+        log.info("one in %d of %d items is enough to learn from", every, len(reader.entries))
+    return [entry.id for entry in reader.entries[::every]]
 
 
 def make_menu(base: BaseRecord, seconds: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
@@ -139,52 +167,8 @@ def make_menu(base: BaseRecord, seconds: Mapping[str, float]) -> tuple[tuple[str
 
 def expected_error(base: BaseRecord, names: Sequence[str]) -> float:
     """Mean squared error of the subset's blend, from the stored products of errors."""
-    weights_X = _weights(base, names)
+    weights_X = selection_weights(base, names)
     return float(weights_X @ np.array(base.gram) @ weights_X)
-
-
-def gather(reader: CacheReader, base: BaseRecord, menu: Sequence[tuple[str, ...]]) -> Cells:
-    """Every cell of every item.
-
-    A blend is linear in its experts' images, so all selections' errors follow from one table of products per cell.
-    """
-    weights_MX = np.stack([_weights(base, names) for names in menu])
-    if base.groups == WHOLE:  # alike in all bands: the images need not be split
-        weights_MX = weights_MX[:, :: len(BAND_NAMES)]
-    rows = list[tuple[np.ndarray, ...]]()
-    for item in tqdm(reader, desc="cells", total=len(reader), unit="item", disable=None):
-        measures_PQD, energy_PQ, pixels_PQ = measure_cells(item.lr_BCHW)
-        products_XXPQ = _products(item, base)
-        errors_PQM = np.einsum("xypq,mx,my->pqm", products_XXPQ, weights_MX, weights_MX, optimize=True)
-        rows.append((rows_of(measures_PQD), energy_PQ.ravel(), rows_of(errors_PQM), pixels_PQ.ravel()))
-    return Cells(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
-
-
-def _weights(base: BaseRecord, names: Sequence[str]) -> np.ndarray:
-    """A selection's weights over experts, then bands; 0 for experts that are not in it."""
-    weights_EK = np.zeros((len(base.experts), len(BAND_NAMES)))
-    for group, row in zip(base.groups, base.solve(names), strict=True):
-        for name, weight in zip(names, row, strict=True):
-            weights_EK[base.experts.index(name), list(group)] = weight
-    return weights_EK.ravel()
-
-
-def _products(item: FusionBatch, base: BaseRecord) -> np.ndarray:
-    """Mean products of errors in each cell (X, X, P, Q): of experts (and bands, where they count), pulled to the LR."""
-    order = [item.experts.index(name) for name in base.experts]
-    images_ECHW = item.sr_BECHW[0, order]
-    with torch.no_grad():
-        lr_ECHW = item.lr_BCHW.expand(len(order), -1, -1, -1)
-        errors_ECHW = back_project(images_ECHW, lr_ECHW, base.back_projection) - truth_of(item)
-        split = base.groups != WHOLE
-        parts_XCHW = torch.stack(split_bands(errors_ECHW), 1).flatten(0, 1) if split else errors_ECHW
-    count = len(parts_XCHW)
-    first, second = np.triu_indices(count)
-    pairs_YHW = torch.stack([(parts_XCHW[x] * parts_XCHW[y]).mean(0) for x, y in zip(first, second, strict=True)])
-    sums_YPQ = cell_sums(torch.cat([pairs_YHW, torch.ones_like(pairs_YHW[:1])]).double(), SCALE * CELL)
-    products_XXPQ = np.empty((count, count, *sums_YPQ.shape[1:]))
-    products_XXPQ[first, second] = products_XXPQ[second, first] = sums_YPQ[:-1] / sums_YPQ[-1]
-    return products_XXPQ
 
 
 def _ridge(cells: Cells, target_X: np.ndarray) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
-"""A budget head and a user's budget -> per image the plan which experts run on which tile, and the answers to it.
+"""A budget head and a user's budget -> the plan of a run, and the answers of the experts that it buys.
 
-Axes: B batch (1), K layers, N tiles, M choices of the menu, P and Q rows and columns of cells, H and W.
+Axes: B batch (1), K layers, H and W.
 """
 
 from __future__ import annotations
@@ -8,23 +8,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from cache_tools.dihedral import transform, undo
-from fusion.inference.budget import BudgetHead, choose, measure_cells
+from fusion.inference.budget import BudgetHead
+from fusion.inference.budget_plan import as_plan, buy_loss, buy_share, look_ahead
 from fusion.inference.choice import DEFAULT
 from fusion.inference.ensemble import PLAIN, Ensemble, Place, answer_tile
+from fusion.inference.source import read_source
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from fusion.inference.budget_plan import Outlook, Plan
+    from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
     from fusion.inference.source import Source
     from fusion.inference.upscale import Grid
+
+    GridOf = Callable[[Source], Grid]
 
 HEAD_FILE = "budget.json"  # beside a model's own file
 
@@ -40,12 +46,11 @@ def find_head(model: str, pretrained: Path) -> Path:
 
 
 class Buyer:
-    """Plans an image, then answers its tiles by the experts that were bought."""
+    """Plans a run over all its images, then answers their tiles by the experts that were bought."""
 
     def __init__(self, head: BudgetHead, budget: float | None, max_loss: float | None) -> None:
         self.head, self._budget, self._max_loss = head, budget, max_loss
-        self._grid: Grid | None = None
-        self._chosen: np.ndarray | None = None
+        self._plans: dict[str, Plan] = {}
 
     @classmethod
     def load(cls, path: Path, ensemble: Ensemble, options: Options) -> Buyer:
@@ -72,25 +77,32 @@ class Buyer:
         gates = [f"gate/{name}" for name in ensemble.names]
         return [f"{self.cheapest}/{colour}" for colour in "rgb"] + gates + ["difficulty"] * ensemble.has_difficulty
 
-    def plan(self, ensemble: Ensemble, source: Source, item: str, grid: Grid) -> dict[str, Any]:  # noqa: ARG002
-        """Measure the LR image, predict, choose; what was chosen, for the report. No expert runs yet."""
-        pixels_N = np.array([(r.high - r.low) * (c.high - c.low) for r in grid.rows for c in grid.columns], dtype=float)
-        gains_NM, error_N = self._predict(source, grid)
-        costs, last = self.head.costs, len(self.head.menu) - 1
-        full = costs[-1] * float(pixels_N.sum())
-        chosen_N, _ = choose(gains_NM, pixels_N, costs, self._allowed(gains_NM, error_N, pixels_N, full))
-        if self._budget is not None and self._budget >= 1:
-            chosen_N[:] = last
-        gain = float((np.take_along_axis(gains_NM, chosen_N[:, None], 1)[:, 0] * pixels_N).sum())
-        spent = float((np.array(costs)[chosen_N] * pixels_N).sum())
-        self._grid, self._chosen = grid, chosen_N.reshape(len(grid.rows), len(grid.columns))
-        runs = {name: np.array([name in choice for choice in self.head.menu])[chosen_N] for name in self.head.experts}
-        return {
-            "spent": spent / full,
-            "predicted_loss_db": _loss(gain, gains_NM, error_N, pixels_N),
-            "share": {name: float(run_N.mean()) for name, run_N in runs.items()},
-            "experts_per_tile": [[len(self.head.menu[index]) for index in row] for row in self._chosen],
-        }
+    def plan(self, sized: Sequence[Sized], grid_of: GridOf) -> None:
+        """Measure every LR image of the run and choose; what cannot be read is left to be told in its turn."""
+        grids: dict[str, Grid] = {}
+        outlooks: dict[str, Outlook] = {}
+        for one in tqdm(sized, desc="plan", unit="image", disable=None, leave=False):
+            try:
+                source = read_source(one.job.input)
+            except Refusal:
+                continue
+            grids[one.job.item] = grid_of(source)
+            outlooks[one.job.item] = look_ahead(self.head, source, grids[one.job.item])
+        if not outlooks:
+            return
+        if self._budget is not None:
+            chosen = buy_share(self.head, outlooks, self._budget)
+        else:
+            assert self._max_loss is not None
+            chosen = {item: buy_loss(self.head, one, self._max_loss) for item, one in outlooks.items()}
+        self._plans = {item: as_plan(self.head, outlooks[item], grids[item], chosen[item]) for item in outlooks}
+
+    def document(self, item: str) -> dict[str, Any]:
+        """What was chosen for an image, for the report."""
+        if item not in self._plans:
+            what, cure = "could not be read when the run was planned, and now it can", "run again"
+            raise Refusal(what, where=item, cure=cure)
+        return self._plans[item].document(self.head)
 
     def answer(
         self, ensemble: Ensemble, lr_BCHW: Tensor, place: Place, *, turns: Sequence[int] = PLAIN, maps: bool = False
@@ -110,49 +122,15 @@ class Buyer:
         all_gates = torch.stack([gates.get(name, nothing) for name in ensemble.names])
         return torch.cat([layers_KHW[:3], image_KHW, all_gates, layers_KHW[3 + 4 * len(names) :]])
 
-    def _predict(self, source: Source, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Mean gains (N, M) and errors (N) of the tiles: of the cells that begin in each tile's counting part."""
-        gains, errors = list[np.ndarray](), list[float]()
-        for row in grid.rows:
-            band_BCHW = source.window(row.low, row.high, 0, source.width)
-            for column in grid.columns:
-                measures_PQD, energy_PQ, pixels_PQ = measure_cells(
-                    band_BCHW[..., column.low : column.high], self.head.cell
-                )
-                gains_XM, error_X = self.head.predict(
-                    measures_PQD.reshape(-1, measures_PQD.shape[-1]), energy_PQ.ravel()
-                )
-                share_X = pixels_PQ.ravel() / pixels_PQ.sum()
-                gains.append(share_X @ gains_XM)
-                errors.append(float(share_X @ error_X))
-        return np.stack(gains), np.array(errors)
-
-    def _allowed(self, gains_NM: np.ndarray, error_N: np.ndarray, pixels_N: np.ndarray, full: float) -> float:
-        """Seconds: the budget's share; or as few as the loss that was asked for is predicted to need."""
-        if self._budget is not None:
-            return self._budget * full
-        assert self._max_loss is not None
-        _, curve = choose(gains_NM, pixels_N, self.head.costs, full)
-        enough = (s for s, gain in curve if _loss(gain, gains_NM, error_N, pixels_N) <= self._max_loss)
-        return next(enough, full)
-
     def _names(self, place: Place) -> tuple[str, ...]:
         """The experts bought where a tile begins, in the model's order.
 
         A part of a tile (after memory ran out) that begins where the next tile does is answered as that one.
         """
-        assert self._grid is not None
-        assert self._chosen is not None
-        row = max(index for index, span in enumerate(self._grid.rows) if span.start <= place.top)
-        column = max(index for index, span in enumerate(self._grid.columns) if span.start <= place.left)
-        return self.head.menu[int(self._chosen[row, column])]
-
-
-def _loss(gain: float, gains_NM: np.ndarray, error_N: np.ndarray, pixels_N: np.ndarray) -> float:
-    """dB lost against all experts by a plan of so much summed gain; a plan may be predicted to be better than all."""
-    error = float((error_N * pixels_N).sum())
-    best = float((gains_NM[:, -1] * pixels_N).sum())
-    return float(10 * np.log10(max(error + best - gain, 1e-12) / error))
+        plan = self._plans[place.item]
+        row = max(index for index, span in enumerate(plan.grid.rows) if span.start <= place.top)
+        column = max(index for index, span in enumerate(plan.grid.columns) if span.start <= place.left)
+        return self.head.menu[int(plan.chosen_PQ[row, column])]
 
 
 @torch.no_grad()

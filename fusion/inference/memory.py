@@ -22,7 +22,8 @@ _LARGEST = {"cpu": 256}  # larger tiles are no faster there and cost memory
 _LARGEST_ELSEWHERE = 512
 _SHARE = 0.5  # of the free memory that a tile may take
 _LEAST_BYTES = 16_384  # per LR pixel: below this the allocator's own rounding is what was measured
-_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 12 << 20  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_LARGE_BLOCK, _KEPT = 64 << 20, 1 << 30  # bytes: what is mapped by itself, what is kept at the heap's end
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -65,14 +66,22 @@ def free_bytes(device: torch.device) -> int | None:
     return min(known) if known else None
 
 
-def keep_heap_small() -> None:
-    """For the command, once: glibc shall give large blocks back to the system when they are freed.
+def keep_freed_memory() -> None:
+    """For the command, once: glibc shall keep large blocks that are freed, for the next layer to use.
 
-    Left alone it raises its limit for that to 32 MB after the first large block, and the bands of wide images then
-    tear holes into the heap: 1.1 GB instead of 0.95 for a 4096x4096 input.
+    Left alone it gives each back to the system, which clears it page by page when the next layer asks: for tiles of 256
+    that is as much time as the arithmetic (docs/results/inference.md).
     """
     with suppress(OSError, AttributeError):  # another C library: nothing to set
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def give_back_memory() -> None:
+    """After work in a program that stays: what `keep_freed_memory` kept goes back to the system."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _available() -> int | None:

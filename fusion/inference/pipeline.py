@@ -105,6 +105,8 @@ class Pipeline:
         for folder in {job.output.parent for job in jobs if job.output.parent.is_dir()}:
             remove_dead_temporaries(folder)
         began = time.perf_counter()
+        if self._buyer is not None:  # over all images, those already there too: a run taken up again plans the same
+            self._buyer.plan(measure_jobs(list(jobs))[0], self._grid)
         sized, refused = measure_jobs([job for job in jobs if not self._skips(job)])
         for job, refusal in refused:
             self._fail(job, refusal)
@@ -151,11 +153,10 @@ class Pipeline:
         began = time.perf_counter()
         claim = self.claim(source.sha256)
         depth = self.options.depth or source.depth
-        tile = min(self.tile, self._elastic.limit or self.tile) if self.tile else 0
-        grid = Grid.of(source.height, source.width, tile, self.ensemble.margin, self.ensemble.multiple)
+        tile, grid = self._side, self._grid(source)
         progress.tiles = len(grid)
         if self._buyer is not None:
-            self.outcome.plans[job.item] = self._buyer.plan(self.ensemble, source, job.item, grid)
+            self.outcome.plans[job.item] = self._buyer.document(job.item)
         page = self._gallery.start(job, source, claim) if self._gallery else None
         size = {"height": SCALE * source.height, "width": SCALE * source.width, "channels": channels_of(source)}
         text = {KEY: json.dumps(claim)}
@@ -177,12 +178,25 @@ class Pipeline:
             sink.abandon()
             raise
         seconds = time.perf_counter() - began
-        seen = {"tile": tile, "tiles": len(grid), "seconds": round(seconds, 3), "events": list(self._elastic.events)}
+        seen = {
+            "tile": tile,
+            "tiles": len(grid),
+            "seconds": round(seconds, 3),
+            "events": list(self._elastic.events),
+        }
         if job.item in self.outcome.guards:
             seen["refined"] = self.outcome.guards[job.item]
         if page is not None:
             page.finish(seen, self.outcome.plans.get(job.item))
         return _Open(job, sink, claim, seen, progress.megapixels)
+
+    @property
+    def _side(self) -> int:
+        """Of tiles: as settled before, or what memory has allowed since."""
+        return min(self.tile, self._elastic.limit or self.tile) if self.tile else 0
+
+    def _grid(self, source: Source) -> Grid:
+        return Grid.of(source.height, source.width, self._side, self.ensemble.margin, self.ensemble.multiple)
 
     def _settle(self, finished: _Open | None) -> None:
         """Wait for the disk; then the record beside the image."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from fusion.inference.command import settle_tile
 from fusion.inference.ensemble import EIGHTFOLD, SCALE
 from fusion.inference.look import TROUBLES, warn_about
+from fusion.inference.memory import give_back_memory
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.upscale import Grid
 from fusion.refinement.refine import count_tiles
@@ -84,6 +85,8 @@ class Studio:
                 news.amiss.append(sentence(refusal))
             else:
                 news.finished.append(self.shelf.put(shown))
+            finally:
+                give_back_memory()
 
     def _make(self, one: Sized, options: Options, ensemble: Ensemble, tile: int, news: News) -> Shown:
         """One image through the pipeline, in a folder of its own; nothing stays of one that fails."""

@@ -70,6 +70,11 @@ class CacheSource:
         return tuple(self._fit)
 
     @property
+    def held_out_items(self) -> tuple[str, ...]:
+        """The plain items that are not."""
+        return tuple(self._held)
+
+    @property
     def slots(self) -> tuple[ExpertSlot, ...]:
         """The cache's experts, with the weights that they had."""
         identities = {one.name: one for one in self._reader.recipe.experts}
