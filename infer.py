@@ -23,7 +23,6 @@ from fusion.inference.budget_run import find_head
 from fusion.inference.choice import DEFAULT, Choice, choose
 from fusion.inference.command import Request, carry_out
 from fusion.inference.ensemble import SCALE, Answer, Ensemble, Place, plain_mean
-from fusion.inference.memory import keep_freed_memory
 from fusion.inference.model import FUSION_MARGIN, FUSION_MULTIPLE, fuse_with, model_sha256
 from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, request_of
@@ -60,7 +59,6 @@ def command_line(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="infer.py", description="upscale images four times by fused experts")
     add_arguments(parser)
     words = parser.parse_args(arguments)
-    keep_freed_memory()
     request = request_of(words)
     if request.budget_head is None and not (request.options.budget is None and request.options.max_loss is None):
         request = replace(request, budget_head=find_head(words.model, pretrained_folder()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from imaging.heap import keep_freed_memory
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class _AboveBars(logging.Handler):
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run `main` on the command line and turn a refusal into its one line and code 2."""
     logging.basicConfig(handlers=[_AboveBars()], level=logging.INFO, format="%(message)s")
+    keep_freed_memory()
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except Refusal as refusal:

@@ -23,6 +23,7 @@ from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from experts.native.state_space import StateSpaceMixer
 from experts.native.window_attention import WindowAttention
+from imaging.heap import keep_freed_memory
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def bench(sizes: Sequence[int], *, threads: int, repeats: int, only: str | None 
 @torch.no_grad()
 def measure(case: Case, size: int, threads: int, repeats: int) -> Measured:
     """Runs in its own process."""
+    keep_freed_memory()  # as every command does
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     network = KINDS[case.network](**case.settings).eval()

@@ -24,6 +24,7 @@ from experts.native.large_kernel import PartialLargeKernel
 from experts.native.msg import MSG
 from experts.native.multi_branch import fold_all
 from experts.native.ssm import SSM
+from imaging.heap import keep_freed_memory
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def bench_fold(size: int, *, threads: int, pairs: int, only: str | None = None) 
 @torch.no_grad()
 def measure_fold(name: str, size: int, threads: int, pairs: int) -> Folded:
     """Runs in its own process."""
+    keep_freed_memory()  # as every command does
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     case = FOLD_CASES[name]

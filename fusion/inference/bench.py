@@ -1,4 +1,4 @@
-"""`python -m fusion bench-inference --out FILE`: peak memory over image sizes, tiled against whole, through infer.py.
+"""`python -m fusion bench-inference --out FILE`: time, memory over image sizes, tiled against whole, through infer.py.
 
 Everything goes through real runs of the command line and real files, so that what is measured is what users get.
 Axes: C colour, H and W of an output.
@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -47,7 +48,8 @@ class Run:
     """One run of infer.py."""
 
     peak_mb: float
-    seconds: float
+    seconds: float  # of all processors
+    wall: float
     said: dict[str, Any]  # with --json
 
 
@@ -56,17 +58,20 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m fusion bench-inference", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a Markdown file")
     parser.add_argument("--sizes", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="sides for memory")
+    parser.add_argument("--time", type=int, nargs="*", default=[64, 128, 256], help="sides to time the default on")
     parser.add_argument("--image", type=Path, help="an LR image for tiled against whole")
     parser.add_argument("--tile", type=int, default=192, help="tile size in LR pixels for it")
     parser.add_argument("--experts", default="edsr-s", help="each alone, tiled against whole; separated by commas")
     parser.add_argument("--model", type=Path, help="a fusion model with its own experts, too")
     words = parser.parse_args(arguments)
-    odd = [size for size in words.sizes if size % PART or size <= 0]
+    odd = [size for size in words.sizes if size % PART or size <= 0] + [size for size in words.time if size <= 0]
     if odd:
         raise Refusal(f"{odd[0]} is no multiple of {PART}", where="--sizes", cure="give such sides, or none")
     lines = ["# Inference", "", f"Recorded {date.today().isoformat()} by", ""]
     lines += [f"    python -m fusion bench-inference {shlex.join(arguments)}", ""]
     with tempfile.TemporaryDirectory() as folder:
+        if words.time:
+            lines += time_table(words.time, Path(folder))
         if words.sizes:
             lines += memory_table(words.sizes, Path(folder))
         if words.image is not None:
@@ -78,6 +83,21 @@ def main(arguments: Sequence[str]) -> int:
     write_text(words.out, "\n".join(lines) + "\n")
     log.info("%s", words.out)
     return DONE
+
+
+def time_table(sizes: Sequence[int], folder: Path) -> list[str]:
+    """What users get who name no model: the shipped experts and their fusion."""
+    rows: list[str] = []
+    for size in sizes:
+        image, output = folder / f"{size}.png", folder / f"{size}-out.png"
+        with png_rows(image, height=size, width=size, channels=3) as write:
+            write(photograph(size))
+        run = run_infer("-i", image, "-o", output, "--json")
+        times = f"{run.said['seconds']:.1f} | {run.wall:.1f} | {run.seconds:.1f}"
+        rows.append(f"| {size}x{size} | {4 * size}x{4 * size} | {times} | {run.peak_mb:.0f} |")
+    head = "| input | output | seconds of computing | with start-up | of all processors | peak memory, MB |"
+    text = f"## Time\n\nThe shipped default, `infer.py -i IMAGE -o OUT`, on {torch.get_num_threads()} cores."
+    return [text, "", head, "|---|---|---|---|---|---|", *rows, ""]
 
 
 def memory_table(sizes: Sequence[int], folder: Path) -> list[str]:
@@ -130,6 +150,7 @@ def tiling_table(image: Path, models: Sequence[tuple[str, str]], tile: int, fold
 def run_infer(*words: object) -> Run:
     """Run infer.py as users do; its peak memory and processor time."""
     command = [sys.executable, str(INFER), *map(str, words)]
+    begun = time.perf_counter()
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
@@ -142,7 +163,8 @@ def run_infer(*words: object) -> Run:
         printed = output.read()
     unit = 1 if sys.platform == "darwin" else 1024
     seconds = usage.ru_utime + usage.ru_stime
-    return Run(usage.ru_maxrss * unit / 1e6, seconds, json.loads(printed) if printed else {})
+    wall = time.perf_counter() - begun
+    return Run(usage.ru_maxrss * unit / 1e6, seconds, wall, json.loads(printed) if printed else {})
 
 
 def photograph(size: int) -> np.ndarray:

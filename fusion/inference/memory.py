@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from contextlib import suppress
@@ -22,8 +21,6 @@ _LARGEST = {"cpu": 256}  # larger tiles are no faster there and cost memory
 _LARGEST_ELSEWHERE = 512
 _SHARE = 0.5  # of the free memory that a tile may take
 _LEAST_BYTES = 16_384  # per LR pixel: below this the allocator's own rounding is what was measured
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-_LARGE_BLOCK, _KEPT = 64 << 20, 1 << 30  # bytes: what is mapped by itself, what is kept at the heap's end
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -64,24 +61,6 @@ def free_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     known = [value for value in (_available(), _left_in_group()) if value is not None]
     return min(known) if known else None
-
-
-def keep_freed_memory() -> None:
-    """For the command, once: glibc shall keep large blocks that are freed, for the next layer to use.
-
-    Left alone it gives each back to the system, which clears it page by page when the next layer asks: for tiles of 256
-    that is as much time as the arithmetic (docs/results/inference.md).
-    """
-    with suppress(OSError, AttributeError):  # another C library: nothing to set
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
-
-
-def give_back_memory() -> None:
-    """After work in a program that stays: what `keep_freed_memory` kept goes back to the system."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _available() -> int | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion.inference.choice import DEFAULT
-from fusion.inference.memory import keep_freed_memory
 from fusion.refinement.presets import PRESETS
 from fusion.studio.desk import Desk
 from fusion.studio.folders import Folders
@@ -57,7 +56,6 @@ def main(arguments: Sequence[str]) -> int:
         closing(_bound(words.host, words.port)) as door,
     ):
         os.environ.update(_SILENT, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
-        keep_freed_memory()
         chosen = ModelWords(words.model, experts, words.config, words.device, words.budget_head, refine)
         workshop = Workshop.of(chosen)
         studio = Studio(workshop, Shelf(), limits, Path(folder))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, cast
 from fusion.inference.command import settle_tile
 from fusion.inference.ensemble import EIGHTFOLD, SCALE
 from fusion.inference.look import TROUBLES, warn_about
-from fusion.inference.memory import give_back_memory
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.upscale import Grid
 from fusion.refinement.refine import count_tiles
 from fusion.studio.album import Album
 from fusion.studio.uploads import sentence, take_in
 from fusion.studio.watch import Watch
+from imaging.heap import give_back_memory
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
