@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import train
 from cache_tools.__main__ import main as cache_command
+from cache_tools.reader import CacheReader
 from experts.open import open_experts
 from fusion.network.save import load_model
 from fusion.training import everything, loop
@@ -160,6 +161,17 @@ def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatc
     assert everything.main(command) == 0, "all is over: nothing may run again"
     with pytest.raises(Refusal, match="planned with other words"):
         everything.main([*command[:-2], "--scratch"])
+
+
+def test_the_fusion_learns_from_every_flip_and_rotation(parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(everything, "run_children", here)
+    command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0", "--dihedral")
+    assert everything.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["fusion"]["over"]
+    entries = CacheReader(tmp_path / "cache", features=False).entries
+    assert len(entries) == 8 * sum(entry.dihedral == 0 for entry in entries) > 0
+    with pytest.raises(Refusal, match="planned with other words"):
+        everything.main(command[:-1])
 
 
 def test_what_was_stopped_goes_on_and_its_best_is_taken_home(parts, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from fusion.inference.assemble import assemble
 from fusion.inference.ensemble import SCALE, Place
 from fusion.inference.tiles import plan_spans
 from imaging.files import grey_plane, quantize_u8, quantize_u16
+from imaging.heap import give_back_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,8 @@ def upscale(
             band_KHW = torch.cat([band_KHW, alpha_1HW])
         done += band_KHW.shape[-2]
         sink.put(band_KHW)
+        if done < SCALE * source.height:
+            give_back_memory()  # bands of wide images tear holes into what is kept for the tiles
     assert done == SCALE * source.height
     sink.close()
 
