@@ -19,7 +19,7 @@ from cache_tools.load import LoadedJob, LoadedSource
 from cache_tools.pairs import Failure, Source
 from cache_tools.recipe import make_header, make_manifest, require_unmixed
 from cache_tools.space import item_sizes, require_room
-from cache_tools.store import ExpertIdentityRecord, Recipe, Store
+from cache_tools.store import UNKNOWN, ExpertIdentityRecord, Recipe, Store
 from cache_tools.writer import ItemWriter, open_store
 from experts.spec import SCALE, ExpertOutput
 from imaging.files import quantize_u8
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from cache_tools.schema import Compression, ProfileName
 
-UNKNOWN = "unknown (imported from .pt)"
 _HIGHEST = 4.0
 
 

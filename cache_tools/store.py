@@ -17,12 +17,15 @@ from pydantic import ValidationError
 from cache_tools.checksum import short_hash
 from cache_tools.layout import read_header
 from cache_tools.schema import SCHEMA_VERSION, SUFFIX, Compression, Header, ProfileName, Region
+from experts.spec import FOLDER
 from imaging.refusal import Refusal
 from imaging.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
+
+UNKNOWN = "unknown (imported from .pt)"  # architecture and weights of experts whose cache does not tell
 
 
 class ExpertIdentityRecord(Settings):
@@ -35,6 +38,11 @@ class ExpertIdentityRecord(Settings):
     weights_sha256: str
     precision: str
     tiling: str
+
+    @property
+    def network_sha256(self) -> str | None:
+        """Of the weights; None where only a network's images are known, which are other files for every set."""
+        return None if self.architecture in (FOLDER, UNKNOWN) else self.weights_sha256
 
 
 class Recipe(Settings):
@@ -50,6 +58,11 @@ class Recipe(Settings):
     context: int
     seed: int
     dihedral: bool
+
+    def weights(self, experts: Collection[str]) -> dict[str, str]:
+        """sha256 of these experts' weights, where they are known."""
+        known = {one.name: one.network_sha256 for one in self.experts if one.name in experts}
+        return {name: sha256 for name, sha256 in known.items() if sha256 is not None}
 
     @property
     def fingerprint(self) -> str:

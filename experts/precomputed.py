@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from experts.spec import SCALE, ExpertIdentity, ExpertOutput
+from experts.spec import FOLDER, SCALE, ExpertIdentity, ExpertOutput
 from imaging.files import list_images, read_rgb
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
@@ -60,7 +60,7 @@ class ImageFolderExpert:
             digest.update(f"{item}\0{file_sha256(path)}\n".encode())
         return ExpertIdentity(
             name=self.name,
-            architecture="images",
+            architecture=FOLDER,
             tap=FEATURES if self._features else None,
             channels=self._channels,
             weights_sha256=digest.hexdigest(),

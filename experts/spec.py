@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+FOLDER = "images"  # the architecture of what is known by its images alone
 SCALE = 4
 
 Precision = Literal["fp32", "bf16", "fp16"]

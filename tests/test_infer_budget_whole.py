@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
 import train
+from fusion.__main__ import main as fusion_command
 from fusion.inference import budget_bench
 from fusion.inference.budget import BudgetHead
 from imaging.command import DONE, REFUSED, run
@@ -20,6 +22,7 @@ from imaging.resize import downscale_8bit
 from imaging.settings import load_settings
 from infer import command_line
 from tests.infer_parts import pixels
+from tests.test_infer_budget import make_budget_cache
 from tests.training_parts import fusion_document, make_cache, quiet_environment, write_config
 
 
@@ -117,3 +120,22 @@ def test_the_bench_draws_the_curve_through_infer(
         for number in range(2)
     ]
     assert float(rows[1][4]) == pytest.approx(np.mean(scores), abs=2e-3)
+
+
+def test_a_fusion_of_folders_of_images_serves_other_folders(tmp_path: Path) -> None:
+    """Of a closed model there are images alone, for every set others: its name is all that can be held against it."""
+    cache = make_budget_cache(tmp_path)
+    document = fusion_document(cache, tmp_path / "run", steps=1, checkpoint={"every": 1}, validation={"every": 1})
+    document["data"] |= {"hold_out": 2}
+    assert run(train.main, ["--config", str(write_config(tmp_path / "c.yaml", document))]) == DONE
+    words = ["fit-budget", str(cache), "--seconds", "cheap=1,dear=3", "--model", str(tmp_path / "run")]
+    assert run(fusion_command, [*words, "--out", str(tmp_path / "run" / "budget.json")]) == DONE
+    rng = np.random.default_rng(9)
+    for name, side in (("lr", 32), ("cheap", 128), ("dear", 128)):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        levels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / "new" / name / "photo.png")
+    folders = ",".join(f"images:{tmp_path / 'new' / name}" for name in ("cheap", "dear"))
+    words = ["-i", str(tmp_path / "new" / "lr"), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "run")]
+    assert run(command_line, [*words, "--experts", folders, "--budget", "1"]) == DONE
+    assert pixels(tmp_path / "out" / "photo.png").shape == (128, 128, 3)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 def measure(model: FusionSR, cache: Path, experts: Sequence[str]) -> ScoreTable:
     """Every item of a cache: each expert, their mean, least squares, the base, the fused image."""
     reader = CacheReader(cache, experts=experts, features=model.settings.features == "taps")
-    model.settings.check_weights({one.name: one.weights_sha256 for one in reader.recipe.experts if one.name in experts})
+    model.settings.check_weights(reader.recipe.weights(experts))
     if not reader.has_hr:
         raise Refusal("has no HR images to measure against", where=cache, cure="extract it with HR images")
     table = ScoreTable()

@@ -84,7 +84,7 @@ def as_text(found: dict[str, list[Point]], tile: str, words: list[str]) -> str:
     lines += ["fusion, reading and writing included, start-up not.", ""]
     for name, points in found.items():
         full = points[-1].psnr
-        head = "| budget | spent | seconds | Y-PSNR | against all experts | run on so much of the tiles |"
+        head = "| budget | spent | seconds | Y-PSNR | against all experts | images' mean share of tiles |"
         lines += [f"## {name}", "", head, "|---|---|---|---|---|---|"]
         for one in points:
             runs = ", ".join(f"{expert} {share:.0%}" for expert, share in one.share.items())
@@ -112,7 +112,7 @@ def _run(words: argparse.Namespace, lr: Path, hr: Path, share: float) -> Point:
     names = plans[0]["share"]
     return Point(
         budget=share,
-        spent=sum(plan["spent"] for plan in plans) / len(plans),
+        spent=sum(plan["seconds"] for plan in plans) / sum(plan["full_seconds"] for plan in plans),
         seconds=document["seconds"],
         psnr=scores.means()["psnr_y"],
         share={name: sum(plan["share"][name] for plan in plans) / len(plans) for name in names},

@@ -106,7 +106,7 @@ def fit(
     head = BudgetHead(
         menu=menu,
         seconds=dict(seconds),
-        weights_sha256={one.name: one.weights_sha256 for one in reader.recipe.experts if one.name in seconds},
+        weights_sha256=reader.recipe.weights(seconds),
         gains=tuple(_ridge(cells, cells.errors_XM[:, 0] - cells.errors_XM[:, m]) for m in range(1, len(menu))),
         error=_ridge(cells, cells.errors_XM[:, -1]),
         gains_of="blend" if fused is None else "fusion",
@@ -127,8 +127,7 @@ def _open(cache: Path, experts: Sequence[str], items: Sequence[str] | None, mode
     features = learned(model) is not None and model is not None and model.settings.features == "taps"
     reader = CacheReader(cache, experts=experts, items=items, features=features)
     if model is not None:
-        named = {one.name: one.weights_sha256 for one in reader.recipe.experts if one.name in experts}
-        model.settings.check_weights(named)
+        model.settings.check_weights(reader.recipe.weights(experts))
     return reader
 
 

@@ -53,7 +53,8 @@ class Plan:
 
     grid: Grid
     chosen_PQ: np.ndarray
-    spent: float  # of the cost of all experts on this image
+    seconds: float  # of the experts, as the head knows their costs
+    full_seconds: float  # of all experts on this image
     loss_db: float  # predicted
 
     def document(self, head: BudgetHead) -> dict[str, Any]:
@@ -63,7 +64,9 @@ class Plan:
             for name in head.experts
         }
         return {
-            "spent": self.spent,
+            "spent": self.seconds / self.full_seconds,
+            "seconds": self.seconds,
+            "full_seconds": self.full_seconds,
             "predicted_loss_db": self.loss_db,
             "share": shares,
             "experts_per_tile": [[len(head.menu[index]) for index in row] for row in self.chosen_PQ],
@@ -116,6 +119,7 @@ def buy_loss(head: BudgetHead, outlook: Outlook, max_loss: float) -> np.ndarray:
 def as_plan(head: BudgetHead, outlook: Outlook, grid: Grid, chosen_N: np.ndarray) -> Plan:
     """The choices laid out in the image's grid, with what they cost and what they are predicted to lose."""
     costs_M = np.array(head.costs)
-    spent = float(costs_M[chosen_N] @ outlook.pixels_N / (costs_M[-1] * outlook.pixels_N.sum()))
+    seconds = float(costs_M[chosen_N] @ outlook.pixels_N)
+    full = float(costs_M[-1] * outlook.pixels_N.sum())
     chosen_PQ = chosen_N.reshape(len(grid.rows), len(grid.columns))
-    return Plan(grid, chosen_PQ, spent, outlook.loss_db(outlook.gain(chosen_N)))
+    return Plan(grid, chosen_PQ, seconds, full, outlook.loss_db(outlook.gain(chosen_N)))

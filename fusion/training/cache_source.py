@@ -79,7 +79,7 @@ class CacheSource:
         """The cache's experts, with the weights that they had."""
         identities = {one.name: one for one in self._reader.recipe.experts}
         return tuple(
-            ExpertSlot(name=name, channels=self._reader.channels[name], sha256=identities[name].weights_sha256)
+            ExpertSlot(name=name, channels=self._reader.channels[name], sha256=identities[name].network_sha256)
             for name in self._reader.experts
         )
 
