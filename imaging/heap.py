@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """For a command, once: glibc shall keep large blocks that are freed, for the next layer to use.
 
     Left alone it gives each back to the system, which clears it page by page when the next layer asks: for tiles of 256
-    that can take as long as the arithmetic (docs/results/inference.md).
+    that was seen to take as long as the arithmetic.
     """
     with suppress(OSError, AttributeError):  # another C library: nothing to set
         libc = ctypes.CDLL(None)

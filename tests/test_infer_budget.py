@@ -19,12 +19,13 @@ from cache_tools.__main__ import main as import_main
 from cache_tools.reader import CacheReader
 from fusion.inference import budget_fit
 from fusion.inference.budget import MEASURES, BudgetHead, choose, measure_cells
-from fusion.inference.budget_cells import errors_of_blends, gather
-from fusion.inference.budget_fit import expected_error, make_menu
+from fusion.inference.budget_cells import errors_of_blends, errors_of_fusion, gather
+from fusion.inference.budget_fit import expected_error, learned, make_menu
 from fusion.inference.budget_plan import Outlook, buy_share
 from fusion.inference.budget_run import Buyer
 from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options
+from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.base import BaseBlend, BaseRecord
 from imaging.command import DONE, FAILURES_LISTED, run
 from imaging.files import read_rgb
@@ -352,6 +353,33 @@ def test_the_errors_learned_from_are_those_of_the_blends(tmp_path: Path, groups:
             expected = error_HW.reshape(3, 64, 2, 64).mean((1, 3)).ravel()
             np.testing.assert_allclose(cells.errors_XM[row : row + 6, index], expected, rtol=1e-3, atol=1e-7)
         row += 6
+
+
+def test_with_a_fusion_the_errors_are_those_of_its_own_images(tmp_path: Path) -> None:
+    """Cell by cell against the network called on each selection; a model that gives its base counts as a blend."""
+    reader = CacheReader(make_budget_cache(tmp_path), features=False)
+    slots = tuple(ExpertSlot(name=name, channels=0) for name in reader.experts)
+    model = FusionSR(FusionSettings(experts=slots)).eval()
+    model.set_base(random_record(reader.experts))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    menu = make_menu(model.base.record, {"cheap": 1.0, "dear": 3.0})
+    cells, row = gather(reader, errors_of_fusion(model, menu)), 0
+    for item in reader:
+        for index, names in enumerate(menu):
+            images = torch.stack([item.sr_BECHW[:, item.experts.index(name)] for name in names], 1)
+            with torch.no_grad():
+                output = model(item.lr_BCHW, images, {}, names)
+            assert item.hr_BCHW is not None
+            assert not torch.equal(output.image_BCHW, output.base_BCHW), "it must have something of its own"
+            error_HW = (output.image_BCHW - item.hr_BCHW).square().mean((0, 1)).numpy()
+            expected = error_HW.reshape(3, 64, 2, 64).mean((1, 3)).ravel()
+            np.testing.assert_allclose(cells.errors_XM[row : row + 6, index], expected, rtol=1e-3, atol=1e-7)
+        row += 6
+    assert learned(model) is model
+    model.record = model.record.model_copy(update={"verdict": "base"})
+    assert learned(model) is None
 
 
 def test_fit_from_a_real_cache(tmp_path: Path) -> None:

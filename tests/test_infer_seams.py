@@ -91,19 +91,8 @@ def test_the_bench_compares_the_experts_it_is_given(tmp_path) -> None:
     image, table = tmp_path / "photo.png", tmp_path / "table.md"
     Image.fromarray(chelsea()[:48, :200]).save(image)
     expert = bench.tiny_expert(tmp_path / "tiny.safetensors")
-    words = [
-        "--sizes",
-        "--time",
-        "32",
-        "--image",
-        str(image),
-        "--tile",
-        "48",
-        "--experts",
-        str(expert),
-        "--out",
-        str(table),
-    ]
+    words = ["--sizes", "--time", "32", "--tile", "48", "--out", str(table)]
+    words += ["--image", str(image), "--experts", str(expert)]
     assert bench.main(words) == 0
     rows = [line.split("|")[1].strip() for line in table.read_text().splitlines() if line.startswith("| ")]
     assert rows == ["input", "32x32", "experts or model", "tiny", "small-hat", "random-fusion"]

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("cache", type=Path, help="a cache with HR images, see `python -m cache_tools extract`")
     add("--seconds", required=True, metavar="a=1,b=4", help="each expert's cost per LR pixel, in any unit")
-    add("--model", type=Path, metavar="FILE", help="the fusion that will be given them (its cache's held-out images!)")
+    add("--model", type=Path, metavar="FILE", help="the fusion they serve; CACHE of images it did not learn")
     add("--out", type=Path, required=True, metavar="FILE", help="the head, as JSON")
     add("--check", type=Path, nargs="*", default=[], metavar="CACHE", help="other caches to draw the curve on")
     add("--tile", type=int, nargs="*", default=[0, 16], help="tiles of that curve, in LR pixels; 0: whole images")
