@@ -15,19 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cache_tools.dihedral import transform
 from experts.open import find_device, open_experts
 from experts.run import NetworkExpert
-from experts.weights import pretrained_folder
-from fusion.inference.budget_run import find_head
-from fusion.inference.choice import DEFAULT, Choice, choose
+from fusion.budget.run import find_head
 from fusion.inference.command import Request, carry_out
 from fusion.inference.ensemble import SCALE, Answer, Ensemble, Place, plain_mean
-from fusion.inference.model import FUSION_MARGIN, FUSION_MULTIPLE, fuse_with, model_sha256
+from fusion.inference.model_selection import (
+    DEFAULT,
+    FUSION_MARGIN,
+    FUSION_MULTIPLE,
+    Choice,
+    choose,
+    fuse_with,
+    model_sha256,
+)
 from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, request_of
 from fusion.refinement.open import open_refiner
 from imaging.command import run
+from imaging.dihedral import transform
+from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

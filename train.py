@@ -11,27 +11,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from experts.edsr import EDSR
+from experts.loading.edsr import EDSR
 from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from experts.open import open_experts
 from experts.timing import seconds_per_pixel
-from fusion.inference.budget_fit import fit, learned
-from fusion.inference.budget_run import HEAD_FILE
-from fusion.network.base import BaseRecord
+from fusion.budget.fit import fit, learned
+from fusion.budget.run import HEAD_FILE
+from fusion.network.base.blend import BaseRecord
 from fusion.network.save import load_model
 from fusion.network.settings import ExpertSlot
-from fusion.training.cache_source import CacheSource
-from fusion.training.expert_task import ExpertTask
-from fusion.training.fusion_task import FusionTask
-from fusion.training.live_source import LiveSource
-from fusion.training.loop import train
-from fusion.training.networks import NetworkKind
-from fusion.training.pace import measure_pace
-from fusion.training.probe import probe
-from fusion.training.run_folder import to_yaml
+from fusion.training.dry_run import measure_pace, probe
+from fusion.training.loop.loop import train
+from fusion.training.loop.run_folder import to_yaml
 from fusion.training.settings import TrainSettings
+from fusion.training.sources.cache import CacheSource
+from fusion.training.sources.live import LiveSource
+from fusion.training.tasks.expert import ExpertTask
+from fusion.training.tasks.fusion import FusionTask
+from fusion.training.tasks.networks import NetworkKind
 from imaging.atomic import write_text
 from imaging.command import DONE, REFUSED, print_json, run
 from imaging.refusal import Refusal
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.training.batch import FusionSource
-    from fusion.training.task import Task
+    from fusion.training.sources.batch import FusionSource
+    from fusion.training.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

@@ -7,22 +7,22 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cache_tools import options as command_line
-from cache_tools.extract import Report, extract
-from cache_tools.import_images import import_images
-from cache_tools.import_pt import import_pt
+from cache_tools.convert.import_images import import_images
+from cache_tools.convert.import_pt import import_pt
+from cache_tools.convert.merge import merge
+from cache_tools.convert.repack import repack
 from cache_tools.info import describe, in_lines
-from cache_tools.merge import merge
-from cache_tools.plan import in_table, make_plan
-from cache_tools.repack import repack
-from cache_tools.sequential import extract_sequentially
 from cache_tools.verify import verify
+from cache_tools.write.extract import Report, extract
+from cache_tools.write.plan import in_table, make_plan
+from cache_tools.write.sequential import extract_sequentially
 from imaging.command import DONE, FAILURES_LISTED, print_json, run
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from cache_tools.pairs import Failure
+    from cache_tools.write.pairs import Failure
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,7 +101,7 @@ def _import_pt(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from cache_tools.bench import bench, training  # brings whole architectures along, which no other command needs
+    from benchmarks.cache.all import bench, training  # brings whole architectures along, which no other command needs
 
     if options.training:
         steps = (options.steps[0], options.steps[1])

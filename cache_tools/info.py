@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from cache_tools.reader import CacheReader
-from cache_tools.schema import HR
-from cache_tools.space import in_words
+from cache_tools.format.schema import HR
+from cache_tools.read.reader import CacheReader
+from cache_tools.write.space import in_words
 from imaging.metrics import psnr
 
 if TYPE_CHECKING:

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cache_tools.ask import FOLDER_OF_IMAGES, ask
-from cache_tools.batch import PatchBatch, Slice
-from cache_tools.dihedral import transform
-from cache_tools.jobs import Job, make_jobs
-from cache_tools.load import LoadedJob, cut, load_source, with_context
-from cache_tools.pairs import find_sources
-from cache_tools.sample import Group, Sampler, Sampling, Variant
-from cache_tools.schema import Region
-from cache_tools.source import PatchSource
+from cache_tools.format.schema import Region
+from cache_tools.read.batch import PatchBatch, Slice
+from cache_tools.read.dataset import PatchSource
+from cache_tools.read.sampler import Group, Sampler, Sampling, Variant
+from cache_tools.write.jobs import Job, make_jobs
+from cache_tools.write.load import LoadedJob, cut, load_source, with_context
+from cache_tools.write.pairs import find_sources
+from cache_tools.write.run_experts import FOLDER_OF_IMAGES, ask
 from experts.spec import SCALE, ExpertOutput
+from imaging.dihedral import transform
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
 
-    from cache_tools.sample import Crop
+    from cache_tools.read.sampler import Crop
     from experts.spec import Expert
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cache_tools.recipe import ExtractSettings
-from cache_tools.schema import PROFILES
+from cache_tools.format.schema import PROFILES
+from cache_tools.write.recipe import ExtractSettings
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

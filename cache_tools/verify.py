@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from cache_tools.errors import storage_failed
-from cache_tools.layout import open_layout
-from cache_tools.pairs import Failure
-from cache_tools.schema import SUFFIX
-from cache_tools.store import Store, require_same_recipe
-from cache_tools.writer import rebuild_index, require_intact
+from cache_tools.format.errors import storage_failed
+from cache_tools.format.layout import open_layout
+from cache_tools.format.schema import SUFFIX
+from cache_tools.format.store import Store, require_same_recipe
+from cache_tools.write.pairs import Failure
+from cache_tools.write.writer import rebuild_index, require_intact
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

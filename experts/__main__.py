@@ -10,21 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experts.adopt import Record, adopt, describe, write_record
+from benchmarks.native.cost import as_json, as_markdown, bench, machine
+from benchmarks.native.fold import bench_fold, fold_json, fold_markdown
+from benchmarks.native.quality import measure_quality, quality_json, quality_markdown
 from experts.apply import apply
 from experts.catalog import load_catalog
 from experts.check import check, listed
 from experts.deploy import deploy
-from experts.fetch import fetch
-from experts.load import load_network
-from experts.native.bench import as_json, as_markdown, bench, machine
-from experts.native.bench_fold import bench_fold, fold_json, fold_markdown
+from experts.loading.adopt import Record, adopt, describe, write_record
+from experts.loading.fetch import fetch
+from experts.loading.load import load_network
+from experts.loading.weights import read_state_file
 from experts.open import find_device, open_expert, open_experts
-from experts.quality import measure_quality, quality_json, quality_markdown
-from experts.weights import pretrained_folder, read_state_file
 from imaging import command
 from imaging.atomic import write_text
 from imaging.degrade import DegradeSettings
+from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
 

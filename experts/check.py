@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from experts.loading.weights import find_weights
 from experts.run import NetworkExpert
-from experts.weights import find_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

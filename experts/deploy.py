@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from experts.load import load_network
+from experts.loading.load import load_network
+from experts.loading.weights import ARCHITECTURE_KEY, HYPERPARAMETERS_KEY, read_state_file, require_weights
 from experts.native.base import NativeNetwork
 from experts.open import spec_of
-from experts.weights import ARCHITECTURE_KEY, HYPERPARAMETERS_KEY, read_state_file, require_weights
 from imaging.atomic import atomic_path
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal

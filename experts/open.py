@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from experts.catalog import Catalog, load_catalog
-from experts.load import LoadedNetwork, load_network
+from experts.image_folder import ImageFolderExpert
+from experts.loading.load import LoadedNetwork, load_network
+from experts.loading.weights import SUFFIXES, read_state_file, require_weights, verify
 from experts.pad import padded_length
-from experts.precomputed import ImageFolderExpert
 from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
 from experts.tap import find_layer, layers_at_size, tapped
-from experts.weights import SUFFIXES, read_state_file, require_weights, verify
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -18,15 +18,15 @@ COMMANDS = {
     "evaluate": ("fusion.evaluation.evaluate", "PSNR, SSIM and LPIPS of a folder of images"),
     "judge": ("fusion.evaluation.judge", "a trained fusion model against its experts on benchmark caches"),
     "ablate": ("fusion.evaluation.ablate", "train variants of a config under one budget and compare them"),
-    "train-all": ("fusion.training.everything", "train all experts and their fusion within so many minutes"),
-    "doctor": ("fusion.doctor", "check a model and print what it is made of"),
-    "submit": ("fusion.inference.submit", "check a folder of outputs and pack it for a challenge"),
-    "fit-budget": ("fusion.inference.budget_fit", "learn from a cache which tiles are worth which experts"),
-    "bench-budget": ("fusion.inference.budget_bench", "measure a budget's curve of quality over cost by infer.py"),
-    "bench-inference": ("fusion.inference.bench", "measure memory and seams of infer.py"),
-    "calibrate-look": ("fusion.inference.calibrate_look", "measure when inputs are warned about"),
+    "train-all": ("fusion.train_all.train_all", "train all experts and their fusion within so many minutes"),
+    "doctor": ("fusion.evaluation.doctor", "check a model and print what it is made of"),
+    "submit": ("fusion.inference.report.submission", "check a folder of outputs and pack it for a challenge"),
+    "fit-budget": ("fusion.budget.fit", "learn from a cache which tiles are worth which experts"),
+    "bench-budget": ("benchmarks.inference.budget", "measure a budget's curve of quality over cost by infer.py"),
+    "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
+    "calibrate-look": ("benchmarks.inference.calibrate_input_check", "measure when inputs are warned about"),
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),
-    "bench": ("fusion.bench", "measure what a training step costs against the seed's layout"),
+    "bench": ("benchmarks.fusion.step_cost", "measure what a training step costs against the seed's layout"),
 }
 
 

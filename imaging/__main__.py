@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from imaging.check_resize import as_json, check_folders
 from imaging.command import DONE, FAILURES_LISTED, print_json, run
-from imaging.compare import compare_folders
 from imaging.files import list_images, read_rgb, write_picture
-from imaging.pack import pack
 from imaging.resize import crop_to_multiple, downscale_8bit
-from imaging.samples import write_samples
+from imaging.tools.check_resize import as_json, check_folders
+from imaging.tools.compare import compare_folders
+from imaging.tools.pack import pack
+from imaging.tools.samples import write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imaging.check_resize import Agreement
-    from imaging.compare import Compared
+    from imaging.tools.check_resize import Agreement
+    from imaging.tools.compare import Compared
 
 
 def main(arguments: Sequence[str]) -> int:

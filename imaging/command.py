@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from imaging.heap import keep_freed_memory
+from imaging.malloc import keep_freed_memory
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"imaging", "experts", "cache_tools", "fusion", "train", "infer"}
+ROOMS = {"imaging", "experts", "cache_tools", "fusion", "benchmarks", "train", "infer"}
 MAY_IMPORT = {
     "imaging": set(),
     "experts": {"imaging"},

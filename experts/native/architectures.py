@@ -1,7 +1,7 @@
 """A file's tensors -> which native network they are and how it was built: the three presets for spandrel.
 
 What leaves no trace in the tensors (drop_path, top_k, skip_flat, the noise's amplitude, blur or Laplacian) comes from
-the file's header, see `experts/weights.py`.
+the file's header, see `experts/loading/weights.py`.
 """
 
 from __future__ import annotations

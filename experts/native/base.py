@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experts.native.multi_branch import fold_all
+from experts.native.blocks.multi_branch import fold_all
 from experts.pad import pad_right_bottom
 from experts.spec import Padding
 
@@ -25,7 +25,7 @@ class NativeNetwork(nn.Module):
     """A preset fills in `stem`, `texture`, `upsampler` and `body`; sides are padded to `multiple` within.
 
     `conv_after_body` is the tap: features at LR size, before the long residual. Nothing is clamped, in training and
-    in eval alike. In training a routed network gives (image, balance): see `experts/native/mixture.py`.
+    in eval alike. In training a routed network gives (image, balance): see `experts/native/blocks/mixture.py`.
     """
 
     hyperparameters: dict[str, Any] = {}

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experts.native.attention_block import WindowBlock
-from experts.native.cross_fusion import CrossFrequencyFusion
+from experts.native.blocks.cross_fusion import CrossFrequencyFusion
+from experts.native.blocks.window_attention import WindowBlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

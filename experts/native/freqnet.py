@@ -13,13 +13,13 @@ import torch
 from spandrel.util import store_hyperparameters
 from torch import nn
 
-from experts.native.attention_block import WindowBlock
 from experts.native.base import NativeNetwork
+from experts.native.blocks.convolution import ConvGatedBlock
+from experts.native.blocks.mixture import PixelMixture
+from experts.native.blocks.split import Splitter, make_splitter
+from experts.native.blocks.upsample import Upsampler, make_upsampler
+from experts.native.blocks.window_attention import WindowBlock
 from experts.native.dual_path import DualPath, Level, UpLevel, run_block
-from experts.native.gated_conv import ConvGatedBlock
-from experts.native.pixel_mixture import PixelMixture
-from experts.native.split import Splitter, make_splitter
-from experts.native.upsample import Upsampler, make_upsampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experts.native.base import Balances
-    from experts.native.mixture import Routing
+    from experts.native.blocks.mixture import Routing
 
 
 class RoutedBottleneck(nn.Module):

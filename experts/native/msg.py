@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Literal
 from spandrel.util import store_hyperparameters
 from torch import nn
 
-from experts.native.attention_block import WindowBlock
 from experts.native.base import NativeNetwork
-from experts.native.cross_fusion import CrossAttentionFusion
+from experts.native.blocks.convolution import ConvGatedBlock
+from experts.native.blocks.cross_fusion import CrossAttentionFusion
+from experts.native.blocks.mixture import PixelMixture
+from experts.native.blocks.split import Splitter, make_splitter
+from experts.native.blocks.state_space import StateSpaceMixer
+from experts.native.blocks.upsample import Upsampler, make_upsampler
+from experts.native.blocks.window_attention import LinearMixer, WindowBlock
 from experts.native.dual_path import DualPath, Level, UpLevel
-from experts.native.gated_conv import ConvGatedBlock
-from experts.native.linear_mixer import LinearMixer
-from experts.native.pixel_mixture import PixelMixture
-from experts.native.split import Splitter, make_splitter
-from experts.native.state_space import StateSpaceMixer
-from experts.native.upsample import Upsampler, make_upsampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experts.native.base import Balances
-    from experts.native.mixture import Routing
+    from experts.native.blocks.mixture import Routing
 
 LongRange = Literal["linear", "ssm", "window"]
 

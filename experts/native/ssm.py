@@ -3,6 +3,7 @@
     stem -> low path (convolutions, halved) | high path (FFT split, gated convolution)
          -> trunk at half size: N x (windows + FFN, state-space scan, top-2 experts, gated fusion)
          -> gated decoder (quarter, half, full) -> large-kernel refinement -> noise (off) -> upsampler
+The noise feeds texture as in StyleGAN2, the same every time an image is run.
 Legend: B batch, C channels, H and W height and width (halved in the trunk).
 """
 
@@ -14,16 +15,15 @@ import torch
 from spandrel.util import store_hyperparameters
 from torch import nn
 
-from experts.native.attention_block import WindowBlock
 from experts.native.base import NativeNetwork
+from experts.native.blocks.convolution import ConvGatedBlock, GatedConv
+from experts.native.blocks.split import FourierSplit
+from experts.native.blocks.state_space import StateSpaceMixer
+from experts.native.blocks.upsample import Upsampler, make_upsampler
+from experts.native.blocks.window_attention import WindowBlock
+from experts.native.blocks.window_mixture import WindowMixture
 from experts.native.dual_path import Down, Up
-from experts.native.gated_conv import ConvGatedBlock, GatedConv
-from experts.native.noise import NoiseHead
 from experts.native.norm import ChannelNorm
-from experts.native.split import FourierSplit
-from experts.native.state_space import StateSpaceMixer
-from experts.native.upsample import Upsampler, make_upsampler
-from experts.native.window_mixture import WindowMixture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experts.native.base import Balances
-    from experts.native.mixture import Routing
+    from experts.native.blocks.mixture import Routing
+
+
+class NoiseHead(nn.Module):
+    """One plane of white noise, weighed per channel within `amplitude`.
+
+    In training the noise is new every time, from torch's own generator, or the network would learn it by heart.
+    """
+
+    def __init__(self, channels: int, amplitude: float, seed: int = 0) -> None:
+        super().__init__()
+        self.amplitude, self.seed = amplitude, seed
+        self.strength = nn.Parameter(torch.full((channels,), 0.1))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        batch, _, height, width = x_BCHW.shape
+        if self.training:
+            noise_B1HW = torch.randn(batch, 1, height, width, device=x_BCHW.device)
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            noise_B1HW = torch.randn(1, 1, height, width, generator=generator).to(x_BCHW.device)
+        weight_C11 = self.amplitude * torch.tanh(self.strength)[:, None, None]
+        return x_BCHW + (weight_C11 * noise_B1HW).to(x_BCHW.dtype)
 
 
 class TrunkStage(nn.Module):

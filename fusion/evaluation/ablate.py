@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.network.settings import FusionSettings
-from fusion.training.cache_source import CacheSource
-from fusion.training.fits import FILE as FITS
-from fusion.training.fits import fits_of
-from fusion.training.fusion_task import FusionTask
-from fusion.training.loop import train
+from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
+from fusion.training.sources.cache import CacheSource
+from fusion.training.tasks.fusion import FusionTask
+from fusion.training.tasks.initial_statistics import FILE as FITS
+from fusion.training.tasks.initial_statistics import fits_of
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest

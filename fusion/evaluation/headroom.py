@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from cache_tools.reader import CacheReader
-from fusion.base_fit import CANDIDATES, BaseFit
+from cache_tools.read.reader import CacheReader
 from fusion.evaluation.oracle import best_mix_per_window, best_per_pixel, best_per_window
-from fusion.network.base import WHOLE, BaseBlend, BaseRecord
-from fusion.network.base_bands import BAND_NAMES
-from fusion.training.scores import ScoreTable
+from fusion.network.base.blend import BAND_NAMES, WHOLE, BaseBlend, BaseRecord
+from fusion.network.base.fit import CANDIDATES, BaseFit
+from fusion.training.judge.scores import ScoreTable
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cache_tools.reader import FusionBatch
+    from cache_tools.read.reader import FusionBatch
 
 BY_BAND = "low | mid | high"
 LEAST_SQUARES, PER_BAND, MEAN = "least squares", "least squares per band", "mean"

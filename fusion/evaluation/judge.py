@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from cache_tools.reader import CacheReader
+from cache_tools.read.reader import CacheReader
 from fusion.network.save import load_model
-from fusion.training.gate import Verdict, paired_bootstrap
-from fusion.training.scores import ScoreTable
+from fusion.training.judge.gate import Verdict, paired_bootstrap
+from fusion.training.judge.scores import ScoreTable
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion.budget.run import Buyer
 from fusion.inference import forecast
-from fusion.inference.budget_run import Buyer
 from fusion.inference.ensemble import EIGHTFOLD, Ensemble, Place, answer_tile
-from fusion.inference.gallery import Gallery
+from fusion.inference.input_check import warn_about
 from fusion.inference.jobs import Job, Sized, check_target, make_jobs, measure_jobs
-from fusion.inference.look import warn_about
 from fusion.inference.memory import Cost, auto_tile, measure
 from fusion.inference.pipeline import Outcome, Pipeline
-from fusion.inference.provenance import make_claim, verify
 from fusion.inference.refining import forecast_refinement, with_refiner
-from fusion.inference.submit import Facts, check_set, pack
+from fusion.inference.report.gallery import Gallery
+from fusion.inference.report.provenance import make_claim, verify
+from fusion.inference.report.submission import Facts, check_set, pack
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES
 

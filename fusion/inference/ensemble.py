@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from cache_tools.dihedral import VARIANTS, transform, undo
+from imaging.dihedral import VARIANTS, transform, undo
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

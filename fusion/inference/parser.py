@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion.inference.choice import DEFAULT
 from fusion.inference.command import Request
 from fusion.inference.jobs import AUTO
+from fusion.inference.model_selection import DEFAULT
 from fusion.inference.options import Options
 from fusion.refinement.presets import COLOURS, PRESETS, Blend, preset_of
 from imaging.files import SUFFIXES

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from fusion.inference.elastic import Elastic
 from fusion.inference.ensemble import EIGHTFOLD, PLAIN, SCALE, answer_tile
+from fusion.inference.image_writer import DiskFull, Sink
 from fusion.inference.jobs import Job, Sized, measure_jobs
-from fusion.inference.provenance import KEY, is_current, make_claim, write_record
+from fusion.inference.oom_retry import Elastic
 from fusion.inference.refining import Refining, with_refiner
-from fusion.inference.sink import DiskFull, Sink
+from fusion.inference.report.provenance import KEY, is_current, make_claim, write_record
 from fusion.inference.source import Source, read_source
 from fusion.inference.upscale import Grid, channels_of, upscale
 from imaging.atomic import remove_dead_temporaries
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from fusion.inference.budget_run import Buyer
+    from fusion.budget.run import Buyer
     from fusion.inference.ensemble import Ensemble
-    from fusion.inference.gallery import Gallery
     from fusion.inference.options import Options
+    from fusion.inference.report.gallery import Gallery
     from fusion.refinement.open import Refiner
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion.inference.ensemble import Ensemble
-    from fusion.inference.gallery import Page
     from fusion.inference.jobs import Sized
     from fusion.inference.pipeline import Outcome
+    from fusion.inference.report.gallery import Page
     from fusion.inference.source import Source
     from fusion.refinement.open import Refiner
     from fusion.refinement.presets import Blend

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from fusion.inference.assemble import assemble
 from fusion.inference.ensemble import SCALE, Place
-from fusion.inference.tiles import plan_spans
+from fusion.inference.tiles import assemble, plan_spans
 from imaging.files import grey_plane, quantize_u8, quantize_u16
-from imaging.heap import give_back_memory
+from imaging.malloc import give_back_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
-    from fusion.inference.elastic import Elastic
-    from fusion.inference.sink import Sink
+    from fusion.inference.image_writer import Sink
+    from fusion.inference.oom_retry import Elastic
     from fusion.inference.source import Source
     from fusion.inference.tiles import Span
     from imaging.files import Depth

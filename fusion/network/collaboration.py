@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.attention import TokenAttention
-from fusion.network.lka import LKABlock
+from fusion.network.attention import LKABlock, TokenAttention
 from fusion.network.parts import SUBPIXELS, UNSHUFFLED, ChannelNorm, zero_start, zero_sum
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fusion.network.back_projection import shrink
+from fusion.network.base.back_projection import shrink
 from fusion.network.parts import SCALE, at_least_float32
 from imaging.resize import downscale
 

@@ -1,16 +1,24 @@
-"""The base and the experts' images -> what all later phases look at, unshuffled to LR size.
+"""The base and the experts' images -> what all later phases read: images unshuffled to LR size, and one context map.
 
-Axes: B batch, E experts present, C = 3 colours, Q = 48 unshuffled channels, H and W of the LR image (times 4 for HR).
+Axes: B batch, E experts present, C = 3 colours, D width, Q = 48 unshuffled channels, H and W of the LR image (times 4
+for HR).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fusion.network.parts import SCALE
+from fusion.network.bands.bands import GUIDANCE
+from fusion.network.parts import SCALE, UNSHUFFLED
+
+if TYPE_CHECKING:
+    from fusion.network.bands.bands import Bands
+    from fusion.network.collaboration import Collaboration
+    from fusion.network.settings import FusionSettings
 
 DIFFERENCE_GAIN = 10.0  # experts differ by a few grey levels: without this the networks hardly see it
 
@@ -47,3 +55,25 @@ def gather(lr_BCHW: Tensor, sr_BECHW: Tensor, base_BCHW: Tensor, indices: tuple[
         spread_BQHW=seen_BEQHW.abs().mean(dim=1),
         indices=indices,
     )
+
+
+class Context(nn.Module):
+    """LR image, experts' spread, guidance, routing and consensus, as far as their phases are on, mixed by a 1x1."""
+
+    def __init__(self, settings: FusionSettings) -> None:
+        super().__init__()
+        channels = 3 + UNSHUFFLED
+        channels += GUIDANCE if settings.has_bands else 0
+        channels += settings.cross_band.width if settings.has_cross_band else 0
+        channels += settings.collaboration.width if settings.collaboration.enabled else 0
+        self.mix = nn.Conv2d(channels, settings.context_width, 1)
+
+    def forward(
+        self, evidence: Evidence, bands: Bands | None, routing_BDHW: Tensor | None, shared: Collaboration | None
+    ) -> Tensor:
+        """Whatever there is -> (B, D, H, W)."""
+        parts = [evidence.lr_BCHW, evidence.spread_BQHW]
+        parts += [bands.guidance_BGHW] if bands is not None else []
+        parts += [routing_BDHW] if routing_BDHW is not None else []
+        parts += [shared.consensus_BDHW] if shared is not None else []
+        return F.gelu(self.mix(torch.cat([part.to(evidence.lr_BCHW.dtype) for part in parts], dim=1)))

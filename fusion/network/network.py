@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.bands import FrequencyBands
-from fusion.network.base import BaseBlend, BaseRecord
+from fusion.network.bands.bands import FrequencyBands
+from fusion.network.bands.cross_band import CrossBandAttention
+from fusion.network.base.blend import BaseBlend, BaseRecord
 from fusion.network.collaboration import CollaborativeFeatures
 from fusion.network.consistency import Envelope, LRConsistency
-from fusion.network.context import Context
-from fusion.network.cross_band import CrossBandAttention
 from fusion.network.edges import LaplacianEdges
-from fusion.network.evidence import DIFFERENCE_GAIN, Evidence, gather
+from fusion.network.evidence import DIFFERENCE_GAIN, Context, Evidence, gather
 from fusion.network.gating import DynamicGates
 from fusion.network.hierarchy import HierarchicalFusion
 from fusion.network.hub import HubModel
-from fusion.network.inputs import check_inputs
-from fusion.network.output import FusionOutput
+from fusion.network.interface import FusionOutput, TrainingRecord, check_inputs
 from fusion.network.parts import SCALE, weigh, zero_mean_per_pixel
-from fusion.network.record import TrainingRecord
 from fusion.network.refine import Refinement
 from fusion.network.settings import FusionSettings
 from imaging.refusal import Refusal
@@ -65,7 +62,7 @@ class FusionSR(nn.Module, HubModel):
         self.base.set_record(_for_experts(base, self.settings))
 
     def set_feature_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Adopt the mean and spread of the experts' feature channels, by name (fusion/feature_fit.py)."""
+        """Adopt the mean and spread of the experts' feature channels, by name."""
         if self.refine is not None and self.refine.features is not None:
             self.refine.features.set_moments(moments)
 

@@ -1,8 +1,8 @@
-"""Phase 7a. The image so far, unshuffled, and the context -> a residual that sharpens and cannot brighten.
+"""Phase 7a. The image so far, unshuffled, the context and the experts' features -> a zero-mean residual that sharpens.
 
 Six layers and as many residual blocks as wanted, all at LR size or half of it, on 48 channels that are a 4x4 square of
 HR pixels. Given the experts' features itself, it is a second network that super-resolves on top of theirs.
-Axes: B batch, Q = 48 unshuffled channels, D width, H and W of the LR image.
+Axes: B batch, C an expert's feature channels, Q = 48 unshuffled channels, D width, H and W of the LR image.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.features import FeatureSum
 from fusion.network.parts import (
     UNSHUFFLED,
     ExpertConv,
@@ -28,6 +27,66 @@ if TYPE_CHECKING:
 
     from fusion.network.evidence import Evidence
     from fusion.network.settings import FusionSettings
+
+
+class Standardize(nn.Module):
+    """Fixed mean and spread per channel, measured once on training data.
+
+    A norm at every pixel would level what is faint with what is strong, and strength is what a detail is made of.
+    """
+
+    mean_C: Tensor
+    spread_C: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_C", torch.zeros(channels))
+        self.register_buffer("spread_C", torch.ones(channels))
+
+    def forward(self, feat_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same in float32, each channel of mean 0 and spread 1 over the training data."""
+        centred_BCHW = at_least_float32(feat_BCHW) - self.mean_C[:, None, None]
+        return centred_BCHW / self.spread_C[:, None, None]
+
+
+class FeatureSum(nn.Module):
+    """Reads whatever features there are; experts that are absent or have none say nothing."""
+
+    def __init__(self, settings: FusionSettings, width: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleDict(
+            {
+                _key(settings.index_of(name)): nn.Sequential(Standardize(channels), nn.Conv2d(channels, width, 1))
+                for name in settings.names
+                if (channels := settings.channels_of(name))
+            }
+        )
+        self.names = settings.names
+
+    def set_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Adopt the mean and spread (C) of each named expert's channels."""
+        for index, name in enumerate(self.names):
+            if _key(index) in self.project and name in moments:
+                standardize = self.project[_key(index)].get_submodule("0")
+                standardize.load_state_dict(dict(zip(("mean_C", "spread_C"), moments[name], strict=True)))
+
+    def forward(self, evidence: Evidence, feats: Mapping[str, Tensor]) -> Tensor | int:
+        """Evidence and features by name -> (B, D, H, W), or 0 when no expert of the model has features."""
+        total: Tensor | int = 0
+        for index, name in enumerate(self.names):
+            if _key(index) not in self.project:
+                continue
+            layers = self.project[_key(index)]
+            if index in evidence.indices and name in feats:
+                total = total + layers(feats[name].to(evidence.lr_BCHW.dtype))
+            else:  # distributed training wants a gradient for every parameter
+                total = total + sum(0 * parameter.sum() for parameter in layers.parameters())
+        return total
+
+
+def _key(index: int) -> str:
+    """Experts' names may hold dots, which a module's may not."""
+    return str(index)
 
 
 class Refinement(nn.Module):

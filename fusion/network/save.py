@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fusion.network.base import BaseRecord
-from fusion.network.record import TrainingRecord
+from fusion.network.base.blend import BaseRecord
+from fusion.network.interface import TrainingRecord
 from fusion.network.settings import FusionSettings
 from imaging.atomic import atomic_path
 from imaging.refusal import Refusal

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from fusion.inference.elastic import is_out_of_memory
+from fusion.inference.oom_retry import is_out_of_memory
 from fusion.refinement.colour import fix_colour
 from fusion.refinement.guard import hold_low_band, measure
 from fusion.refinement.step import predict

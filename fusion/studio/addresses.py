@@ -9,8 +9,8 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 if TYPE_CHECKING:
-    from fusion.studio.shelf import Shelf
-    from fusion.studio.shown import Shown
+    from fusion.studio.jobs.result_store import Shelf
+    from fusion.studio.jobs.result_view import Shown
 
 _SCRIPT, _STYLE = "text/javascript", "text/css"
 STATIC = {"viewer.js": _SCRIPT, "viewer_parts.js": _SCRIPT, "viewer.css": _STYLE, "page.css": _STYLE}

@@ -8,12 +8,11 @@ import gradio as gr
 from fastapi import FastAPI
 
 from fusion.studio.addresses import Addresses, read_static
-from fusion.studio.guard import Guard
+from fusion.studio.guard import Guard, take_uploads_only
 from fusion.studio.page import HEAD, THEME
-from fusion.studio.takings import take_uploads_only
 
 if TYPE_CHECKING:
-    from fusion.studio.shelf import Shelf
+    from fusion.studio.jobs.result_store import Shelf
     from fusion.studio.uploads import Limits
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from gradio.themes import Base
 
-from fusion.studio.cache_tab import CacheTab
-from fusion.studio.cards import masthead
-from fusion.studio.look_tab import build_look
-from fusion.studio.runs_tab import RunsTab
+from fusion.studio.views.cache_tab import CacheTab
+from fusion.studio.views.cards import masthead
+from fusion.studio.views.runs_tab import RunsTab
+from fusion.studio.views.upscale_tab import build_look
 
 if TYPE_CHECKING:
-    from fusion.studio.desk import Desk
     from fusion.studio.folders import Folders
-    from fusion.studio.work import Studio
+    from fusion.studio.jobs.job_queue import Desk
+    from fusion.studio.jobs.work import Studio
 
 HEAD = (
     '<script type="module" src="/studio/static/viewer.js"></script>'

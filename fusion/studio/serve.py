@@ -13,14 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion.inference.choice import DEFAULT
+from fusion.inference.model_selection import DEFAULT
 from fusion.refinement.presets import PRESETS
-from fusion.studio.desk import Desk
 from fusion.studio.folders import Folders
-from fusion.studio.shelf import Shelf
+from fusion.studio.jobs.ensemble_cache import ModelWords, RefineWords, Workshop
+from fusion.studio.jobs.job_queue import Desk
+from fusion.studio.jobs.result_store import Shelf
+from fusion.studio.jobs.work import Studio
 from fusion.studio.uploads import Limits
-from fusion.studio.work import Studio
-from fusion.studio.workshop import ModelWords, RefineWords, Workshop
 from imaging.command import DONE
 from imaging.refusal import Refusal
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 from imaging.unpickle import load_tensors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -35,12 +36,6 @@ class LossFile:
                 cure=f"get it from {self.page} and put it there, or set weights.{loss}=PATH",
             )
         return path
-
-
-def pretrained_folder() -> Path:
-    """Where users put weights: $CHAMPIONSHIP_SR_PRETRAINED, or `pretrained/` of this checkout."""
-    chosen = os.environ.get("CHAMPIONSHIP_SR_PRETRAINED")
-    return Path(chosen) if chosen else Path(__file__).resolve().parents[3] / "pretrained"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Loss names -> how each is built and what file it needs; the only list of losses.
 
-`balance` is not here: it compares no images, the network itself reports it (fusion/training/curriculum.py).
+`balance` is not here: it compares no images, the network itself reports it (fusion/training/losses/curriculum.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion.training.losses import edge, lpips, pixel, semantic, spectrum, structure, vgg, wavelet
+from fusion.training.losses import frequency, lpips, pixel, semantic, structure, vgg
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "mse": pixel.MSE,
     "charbonnier": pixel.Charbonnier,
     "ssim": structure.SSIM,
-    "swt": wavelet.SWT,
-    "fft": spectrum.FFT,
-    "edge": edge.Edge,
+    "swt": frequency.SWT,
+    "fft": frequency.FFT,
+    "edge": pixel.Edge,
 }
 TRUNKS: dict[str, TrunkLoss] = {
     "vgg": TrunkLoss(vgg.VGG, vgg.FILE),

@@ -1,0 +1,1 @@
+"""The native experts: cost, the gain of folded convolutions, quality on degraded images."""

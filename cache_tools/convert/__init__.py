@@ -1,0 +1,1 @@
+"""Caches and older or foreign files -> other caches: merge, repack, import."""

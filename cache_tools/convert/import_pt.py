@@ -1,0 +1,161 @@
+"""Per-image `.pt` files of the older layout -> a cache.
+
+Each holds `lr` (3, H, W), `hr` (3, 4H, 4W), `expert_imgs` {name: (3, 4H, 4W)} and `expert_feats` {name: (C, H, W)},
+float in [0, 1] or uint8. They say nothing about weights, and the cache records exactly that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from cache_tools.format.errors import ForeignCache, StorageFailed
+from cache_tools.format.store import UNKNOWN, ExpertIdentityRecord, Recipe, Store
+from cache_tools.write.encode_item import fill
+from cache_tools.write.extract import Report
+from cache_tools.write.jobs import Job, make_jobs
+from cache_tools.write.load import LoadedJob, LoadedSource
+from cache_tools.write.pairs import Failure, Source
+from cache_tools.write.recipe import make_header, make_manifest, require_unmixed
+from cache_tools.write.space import item_sizes, require_room
+from cache_tools.write.writer import ItemWriter, open_store
+from experts.spec import SCALE, ExpertOutput
+from imaging.files import quantize_u8
+from imaging.hashes import file_sha256
+from imaging.refusal import Refusal
+from imaging.unpickle import load_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cache_tools.format.schema import Compression, ProfileName
+
+_HIGHEST = 4.0
+
+
+def import_pt(
+    folder: Path, out: Path, *, profile: ProfileName = "compact", compression: Compression = "none"
+) -> Report:
+    """Convert every file; those that are not of the layout are listed, the rest goes on."""
+    paths = sorted(folder.rglob("*.pt"))
+    if not paths:
+        raise Refusal("holds no .pt files", where=folder, cure="name the folder of per-image .pt files")
+    report = Report()
+    store = Store(out)
+    recipe: Recipe | None = None
+    writer = ItemWriter(store)
+    for number, path in enumerate(tqdm(paths, unit="file", desc="import", disable=None)):
+        try:
+            content = _read(path)
+            if recipe is None:
+                recipe = _recipe(content, profile, compression)
+                require_unmixed(store, recipe)
+                open_store(store, make_manifest(recipe, len(paths)))
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            loaded, outputs = _loaded(path, name, content, recipe)
+            if store.item_path(loaded.job.id).exists():
+                report.kept.append(loaded.job.id)
+                continue
+            require_room(out, item_sizes(recipe, [loaded.job]))
+            writer.write(make_header(recipe, loaded), fill(recipe, loaded, outputs), loaded.job.source.stamp)
+            report.made.append(loaded.job.id)
+        except (StorageFailed, ForeignCache):
+            raise
+        except Refusal as error:
+            report.failures.append(Failure(path.name, str(error)))
+        if recipe is None and number + 1 == len(paths):
+            raise Refusal("holds no .pt file of the expected layout", where=folder, cure=str(report.failures[0].reason))
+    return report
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Only tensors and plain containers are unpickled: such a file cannot run code."""
+    cure = "expected lr, hr, expert_imgs, expert_feats"
+    content = load_tensors(path, cure=cure)
+    if not {"lr", "hr", "expert_imgs"} <= set(content):
+        raise Refusal("is not of the per-image layout", where=path, cure=cure)
+    tables = [content["expert_imgs"], content.get("expert_feats", {})]
+    if not all(isinstance(table, dict) and all(map(torch.is_tensor, table.values())) for table in tables):
+        raise Refusal("expert_imgs and expert_feats must map names to tensors", where=path, cure=cure)
+    return content
+
+
+def _recipe(content: Mapping[str, Any], profile: ProfileName, compression: Compression) -> Recipe:
+    """The first file decides which experts there are and how many channels each has."""
+    feats = content.get("expert_feats", {}) if profile != "images" else {}
+    experts: list[ExpertIdentityRecord] = []
+    for name in content["expert_imgs"]:
+        channels = int(feats[name].shape[-3]) if name in feats else 0
+        experts.append(
+            ExpertIdentityRecord(
+                name=name,
+                architecture=UNKNOWN,
+                tap=UNKNOWN if channels else None,
+                channels=channels,
+                weights_sha256=UNKNOWN,
+                precision=UNKNOWN,
+                tiling=UNKNOWN,
+            )
+        )
+    return Recipe(
+        profile=profile,
+        compression=compression,
+        experts=tuple(experts),
+        degradation=UNKNOWN,
+        regions=0,
+        region_size=0,
+        context=0,
+        seed=0,
+        dihedral=False,
+    )
+
+
+def _loaded(path: Path, name: str, content: Mapping[str, Any], recipe: Recipe) -> tuple[LoadedJob, list[ExpertOutput]]:
+    lr_CHW, hr_CHW = _image(path, "lr", content["lr"]), _image(path, "hr", content["hr"])
+    height, width = lr_CHW.shape[-2:]
+    large = (3, SCALE * height, SCALE * width)
+    _require_shape(path, "hr", hr_CHW, large)
+    wanted = {expert.name for expert in recipe.experts}
+    if set(content["expert_imgs"]) != wanted:
+        what = f"has experts {', '.join(content['expert_imgs'])}, the first file {', '.join(sorted(wanted))}"
+        raise Refusal(what, where=path, cure="import folders of different experts apart")
+    outputs: list[ExpertOutput] = []
+    for expert in recipe.experts:
+        sr_CHW = _image(path, expert.name, content["expert_imgs"][expert.name])
+        _require_shape(path, expert.name, sr_CHW, large)
+        feat_CHW = content.get("expert_feats", {}).get(expert.name) if expert.channels else None
+        if feat_CHW is not None:
+            feat_CHW = feat_CHW[0] if feat_CHW.dim() == 4 else feat_CHW
+            _require_shape(path, f"features of {expert.name}", feat_CHW, (expert.channels, height, width))
+            feat_CHW = feat_CHW.float()[None]
+        outputs.append(ExpertOutput(sr_CHW[None], feat_CHW))
+    digest = file_sha256(path)
+    image = LoadedSource(quantize_u8(lr_CHW), quantize_u8(hr_CHW), digest, digest)
+    job = _job(path, name, height, width)
+    return LoadedJob(job, image, job.region, image.lr_CHW, image.hr_CHW), outputs
+
+
+def _job(path: Path, name: str, height: int, width: int) -> Job:
+    source = Source(name, path, path, height, width)
+    return make_jobs([source], regions=0, region_size=0, seed=0, dihedral=False)[0]
+
+
+def _image(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """An image in any of the layout's forms -> float32 (3, H, W), nominally in [0, 1]."""
+    image_CHW = tensor[0] if tensor.dim() == 4 and tensor.shape[0] == 1 else tensor
+    image_CHW = image_CHW.float() / 255 if tensor.dtype == torch.uint8 else image_CHW.float()
+    if image_CHW.dim() != 3 or image_CHW.shape[0] != 3:
+        raise Refusal(f"{name} is {tuple(tensor.shape)}, not (3, H, W)", where=path, cure="make the file again")
+    if not bool(torch.isfinite(image_CHW).all()) or float(image_CHW.abs().amax()) > _HIGHEST:
+        raise Refusal(f"{name} is not an image in [0, 1]", where=path, cure="make the file again")
+    return image_CHW
+
+
+def _require_shape(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise Refusal(f"{name} is {tuple(tensor.shape)}, wanted {shape}", where=path, cure="make the file again")

@@ -1,0 +1,210 @@
+"""A cache folder -> its manifest, its items and its index.
+
+cache/ manifest.json   index/rank-000.jsonl   items/ab/<id>.h5   quarantine/
+
+The folder `items` is the truth: the index only spares the reader opening every file, and is mended from the items.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from cache_tools.format.checksum import short_hash
+from cache_tools.format.layout import read_header
+from cache_tools.format.schema import SCHEMA_VERSION, SUFFIX, Compression, Header, ProfileName, Region
+from experts.spec import FOLDER
+from imaging.refusal import Refusal
+from imaging.settings import Settings, parse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+UNKNOWN = "unknown (imported from .pt)"  # architecture and weights of experts whose cache does not tell
+
+
+class ExpertIdentityRecord(Settings):
+    """`experts.spec.ExpertIdentity` as the manifest stores it."""
+
+    name: str
+    architecture: str
+    tap: str | None
+    channels: int
+    weights_sha256: str
+    precision: str
+    tiling: str
+
+    @property
+    def network_sha256(self) -> str | None:
+        """Of the weights; None where only a network's images are known, which are other files for every set."""
+        return None if self.architecture in (FOLDER, UNKNOWN) else self.weights_sha256
+
+
+class Recipe(Settings):
+    """All that decides the numbers of a cache besides the images; the fingerprint is its hash."""
+
+    schema_version: int = SCHEMA_VERSION
+    profile: ProfileName
+    compression: Compression
+    experts: tuple[ExpertIdentityRecord, ...]
+    degradation: str
+    regions: int
+    region_size: int
+    context: int
+    seed: int
+    dihedral: bool
+
+    def weights(self, experts: Collection[str]) -> dict[str, str]:
+        """sha256 of these experts' weights, where they are known."""
+        known = {one.name: one.network_sha256 for one in self.experts if one.name in experts}
+        return {name: sha256 for name, sha256 in known.items() if sha256 is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal recipes, equal fingerprints."""
+        return short_hash(json.dumps(self.model_dump(), sort_keys=True), 40)
+
+
+class Manifest(Settings):
+    """What the cache holds and how it came to be."""
+
+    recipe: Recipe
+    fingerprint: str
+    planned: int
+    made_with: dict[str, str]
+
+
+class Entry(Settings):
+    """One line of the index: what a reader must know of an item before it opens it."""
+
+    id: str
+    group: str
+    source: str
+    height: int
+    width: int
+    region: Region | None
+    dihedral: int
+    fingerprint: str
+    bytes: int
+    stamp: str = ""
+
+    @classmethod
+    def of(cls, header: Header, size: int, stamp: str = "") -> Entry:
+        """The entry for an item file of `size` bytes; `stamp` tells whether its source files were touched since."""
+        shared = {name: getattr(header, name) for name in cls.model_fields if name not in {"bytes", "stamp"}}
+        return cls(bytes=size, stamp=stamp, **shared)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The places inside one cache folder."""
+
+    root: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        """What the cache is."""
+        return self.root / "manifest.json"
+
+    @property
+    def items(self) -> Path:
+        """The items, in 256 folders."""
+        return self.root / "items"
+
+    @property
+    def index(self) -> Path:
+        """One file of lines per writing rank."""
+        return self.root / "index"
+
+    @property
+    def quarantine(self) -> Path:
+        """Where `verify --quarantine` puts what is damaged."""
+        return self.root / "quarantine"
+
+    def item_path(self, item: str) -> Path:
+        """Where an item lies, or will."""
+        return self.items / short_hash(item, 2) / f"{item}{SUFFIX}"
+
+    def item_paths(self) -> list[Path]:
+        """Every item file there is, in the order of their ids; temporaries are hidden files and do not count."""
+        found = (path for path in self.items.glob(f"*/*{SUFFIX}") if not path.name.startswith("."))
+        return sorted(found, key=lambda path: path.name)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest; a folder without one is no cache."""
+        try:
+            text = self.manifest_path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            cure = "make one with `python -m cache_tools extract`, or check the path"
+            raise Refusal("is not a cache (it has no manifest.json)", where=self.root, cure=cure) from None
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError:
+            document = None
+        if not isinstance(document, dict):
+            raise Refusal("is damaged", where=self.manifest_path, cure="restore it, or extract into a new folder")
+        return parse_settings(Manifest, document, where=str(self.manifest_path))
+
+    def entries(self) -> list[Entry]:
+        """One entry per item file, from the index where it agrees with the file, else from the item itself."""
+        indexed = {entry.id: entry for entry in self.index_lines()}
+        fingerprint = self.manifest.fingerprint
+        entries: list[Entry] = []
+        for path in self.item_paths():
+            size = path.stat().st_size
+            entry = indexed.get(path.name.removesuffix(SUFFIX))
+            if entry is None or entry.bytes != size:
+                entry = Entry.of(read_header(path), size)
+            require_same_recipe(path, entry.fingerprint, fingerprint)
+            entries.append(entry)
+        return entries
+
+    def index_lines(self, file: str = "*") -> Iterator[Entry]:
+        """The index as it stands, all of it or one file; a line that a killed writer left unfinished is no line."""
+        for path in sorted(self.index.glob(f"{file}.jsonl")):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                entry = _parse_line(line)
+                if entry is not None:
+                    yield entry
+
+
+def _parse_line(line: str) -> Entry | None:
+    try:
+        return Entry.model_validate_json(line)
+    except ValidationError:
+        return None
+
+
+def require_same_recipe(path: Path, found: str, wanted: str) -> None:
+    """An item from another recipe in this folder would be mixed in unnoticed."""
+    if found != wanted:
+        what = f"was made by another recipe ({found[:8]}) than its cache ({wanted[:8]})"
+        raise Refusal(what, where=path, cure="remove that item, then extract again")
+
+
+def difference(old: Recipe, new: Recipe) -> str:
+    """What two recipes disagree on, in words."""
+    before, after = old.model_dump(), new.model_dump()
+    names = [name for name in before if before[name] != after[name] and name != "experts"]
+    words = [f"{name} is {before[name]}, asked for {after[name]}" for name in names]
+    if old.experts != new.experts:
+        words.append(_expert_difference(before["experts"], after["experts"]))
+    return "; ".join(words)
+
+
+def _expert_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
+    names_before, names_after = [e["name"] for e in before], [e["name"] for e in after]
+    if names_before != names_after:
+        return f"experts are {', '.join(names_before)}, asked for {', '.join(names_after)}"
+    for old, new in zip(before, after, strict=True):
+        for field in old:
+            if old[field] != new[field]:
+                short_old, short_new = str(old[field])[:16], str(new[field])[:16]
+                return f"expert {old['name']} has {field} {short_old}, asked for {short_new}"
+    return "experts are the same"

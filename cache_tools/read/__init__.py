@@ -1,0 +1,1 @@
+"""A cache -> whole images or random training batches."""

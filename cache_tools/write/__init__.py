@@ -1,0 +1,1 @@
+"""Images and experts -> items: plan, run the experts, encode, commit."""

@@ -1,0 +1,110 @@
+"""Sources -> the items to make: whole images or sampled regions, plain or in all eight flips and rotations.
+
+The list, its order and its batches depend on the sources and settings only, never on what is already there or on
+how many ranks share the work: so any run gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cache_tools.format.checksum import short_hash
+from cache_tools.format.schema import Region
+from imaging.dihedral import VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cache_tools.write.pairs import Source
+
+_GRID = 8
+_TRIES = 50
+_LONGEST_STEM = 80
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item to make; `height` and `width` are its LR size after the flip or rotation."""
+
+    id: str
+    group: str
+    source: Source
+    region: Region
+    whole: bool
+    dihedral: int
+    height: int
+    width: int
+
+
+def make_jobs(sources: Iterable[Source], *, regions: int, region_size: int, seed: int, dihedral: bool) -> list[Job]:
+    """All items, in the order of their sources; `regions` 0 means whole images."""
+    jobs: list[Job] = []
+    for source in sources:
+        whole = Region(top=0, left=0, height=source.height, width=source.width)
+        sampled = _sample_regions(source, regions, region_size, seed) if regions else [whole]
+        for region in sampled:
+            group = _item_id(source.name, None if region == whole else region)
+            jobs += [_job(group, source, region, region == whole, k) for k in range(VARIANTS if dihedral else 1)]
+    return jobs
+
+
+def make_batches(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:
+    """Neighbours of equal LR size, `size` at a time: fixed over the whole list, before it is shared out."""
+    batches: list[tuple[Job, ...]] = []
+    for _, alike in groupby(jobs, key=lambda job: (job.height, job.width, job.whole)):
+        run = list(alike)
+        batches += [tuple(run[first : first + size]) for first in range(0, len(run), size)]
+    return batches
+
+
+def owned(batches: Sequence[tuple[Job, ...]], rank: int, world: int) -> list[tuple[Job, ...]]:
+    """The batches of one rank: by the hash of their first id, so that no item has two owners."""
+    return [batch for batch in batches if int(short_hash(batch[0].id), 16) % world == rank]
+
+
+def _job(group: str, source: Source, region: Region, whole: bool, variant: int) -> Job:
+    size = (region.height, region.width) if variant % 2 == 0 else (region.width, region.height)
+    item = f"{group}-d{variant}" if variant else group
+    return Job(item, group, source, region, whole, variant, *size)
+
+
+def _item_id(name: str, region: Region | None) -> str:
+    """Readable, safe as a file name, and unique by the hash of the whole relative path."""
+    stem = re.sub(r"[^A-Za-z0-9_]+", "-", name.rpartition("/")[2]).strip("-")[:_LONGEST_STEM] or "image"
+    place = f"-y{region.top}x{region.left}" if region else ""
+    return f"{stem}-{short_hash(name)}{place}"
+
+
+def _sample_regions(source: Source, count: int, size: int, seed: int) -> list[Region]:
+    """`count` squares that do not overlap; fewer where an image has no room for more, a small image whole."""
+    rng = np.random.default_rng([seed, int(short_hash(source.name), 16)])
+    best: list[Region] = []
+    for _ in range(_TRIES):
+        found = _scatter(source, count, min(size, source.height), min(size, source.width), rng)
+        best = max(best, found, key=len)
+        if len(best) == count:
+            break
+    return best
+
+
+def _scatter(source: Source, count: int, height: int, width: int, rng: np.random.Generator) -> list[Region]:
+    """One attempt: squares on a grid of 8, each drawn until it keeps clear of the others."""
+    rows, columns = (source.height - height) // _GRID + 1, (source.width - width) // _GRID + 1
+    found: list[Region] = []
+    for _ in range(count):
+        places = ((_GRID * int(rng.integers(rows)), _GRID * int(rng.integers(columns))) for _ in range(_TRIES))
+        drawn = (Region(top=top, left=left, height=height, width=width) for top, left in places)
+        region = next((one for one in drawn if not any(_overlap(one, other) for other in found)), None)
+        if region is None:
+            break
+        found.append(region)
+    return found
+
+
+def _overlap(one: Region, other: Region) -> bool:
+    return abs(one.top - other.top) < one.height and abs(one.left - other.left) < one.width

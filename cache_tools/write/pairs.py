@@ -1,0 +1,105 @@
+"""Folders of HR and LR images -> paired sources; what does not pair is listed, not passed over.
+
+`HR/baby.png` belongs to `LR/babyx4.png` or `LR/baby.png`: the path inside the folder, without suffix and mark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experts.image_folder import item_name
+from experts.spec import SCALE
+from imaging.files import image_size, list_images
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OWN_BICUBIC = "bicubic x1/4 (antialiased, made here from HR cropped to a multiple of 4, rounded to 8 bits)"
+GIVEN_LR = "LR files as given"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to cache. `height` and `width` are those of its LR; either file may be absent, not both."""
+
+    name: str
+    hr: Path | None
+    lr: Path | None
+    height: int
+    width: int
+
+    @property
+    def stamp(self) -> str:
+        """Sizes and times of the files: if these are unchanged, so is what they hold."""
+        stats = [path.stat() for path in (self.hr, self.lr) if path is not None]
+        return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be cached, and why."""
+
+    item: str
+    reason: str
+
+
+def degradation_of(lr: Path | None) -> str:
+    """Where the LR images come from, in the words that the cache records."""
+    return GIVEN_LR if lr is not None else OWN_BICUBIC
+
+
+def find_sources(hr: Path | None, lr: Path | None) -> tuple[list[Source], list[Failure]]:
+    """Pair the folders; sizes are read from the files' heads. Nothing usable at all is refused."""
+    hr_by_name = _by_name(hr) if hr is not None else {}
+    lr_by_name = _by_name(lr) if lr is not None else {}
+    sources: list[Source] = []
+    failures: list[Failure] = []
+    wanted = hr is not None, lr is not None
+    for name in sorted({*hr_by_name, *lr_by_name}):
+        found = _source(name, hr_by_name.get(name), lr_by_name.get(name), wanted)
+        if isinstance(found, Source):
+            sources.append(found)
+        else:
+            failures.append(found)
+    if not sources:
+        reason = f" (first: {failures[0].item}: {failures[0].reason})" if failures else ""
+        cure = "give --hr and --lr folders whose files have the same names, LR may end in x4"
+        raise Refusal(f"no image can be used{reason}", where=hr or lr or "--hr", cure=cure)
+    return sources, failures
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for path in list_images(folder):
+        name = item_name(path.relative_to(folder).with_suffix("").as_posix())
+        if name in by_name:
+            raise Refusal(f"and {by_name[name].name} are both '{name}'", where=path, cure="keep one of them")
+        by_name[name] = path
+    return by_name
+
+
+def _source(name: str, hr: Path | None, lr: Path | None, wanted: tuple[bool, bool]) -> Source | Failure:
+    want_hr, want_lr = wanted
+    if want_hr and hr is None:
+        return Failure(name, f"has no HR image for {lr}")
+    if want_lr and lr is None:
+        return Failure(name, f"has no LR image for {hr}")
+    try:
+        hr_size = image_size(hr) if hr is not None else None
+        lr_size = image_size(lr) if lr is not None else None
+    except (Refusal, OSError) as error:
+        return Failure(name, str(error))
+    if lr_size is None:
+        assert hr_size is not None
+        lr_size = (hr_size[0] // SCALE, hr_size[1] // SCALE)
+        if 0 in lr_size:
+            return Failure(name, f"{hr} is {_words(hr_size)}, too small to make an LR image from")
+    elif hr_size is not None and hr_size != (SCALE * lr_size[0], SCALE * lr_size[1]):
+        return Failure(name, f"HR is {_words(hr_size)}, LR {_words(lr_size)}: HR must be exactly {SCALE} times LR")
+    return Source(name, hr, lr, *lr_size)
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"

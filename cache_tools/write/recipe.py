@@ -1,0 +1,135 @@
+"""Settings and experts -> the recipe, the manifest and the headers that record them."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import torch
+from pydantic import Field
+
+from cache_tools.format.errors import ForeignCache
+from cache_tools.format.schema import PROFILES, Compression, ExpertEntry, Header, ProfileName
+from cache_tools.format.store import ExpertIdentityRecord, Manifest, Recipe, difference
+from cache_tools.write.jobs import make_jobs
+from cache_tools.write.pairs import degradation_of, find_sources
+from imaging.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cache_tools.format.store import Store
+    from cache_tools.write.jobs import Job
+    from cache_tools.write.load import LoadedJob
+    from cache_tools.write.pairs import Failure
+    from experts.spec import Expert
+
+
+class ExtractSettings(Settings):
+    """What to cache, from where, in which form."""
+
+    out: Path
+    hr: Path | None = None
+    lr: Path | None = None
+    profile: ProfileName = "compact"
+    compression: Compression = "none"
+    regions: int = Field(default=0, ge=0)
+    region_size: int = Field(default=128, ge=16)
+    context: int = Field(default=16, ge=0)
+    dihedral: bool = False
+    batch: int = Field(default=1, ge=1)
+    seed: int = 0
+
+
+def jobs_for(settings: ExtractSettings) -> tuple[list[Job], list[Failure]]:
+    """Every item that these settings ask for, of whatever rank, and the images that cannot be used."""
+    sources, failures = find_sources(settings.hr, settings.lr)
+    jobs = make_jobs(
+        sources,
+        regions=settings.regions,
+        region_size=settings.region_size,
+        seed=settings.seed,
+        dihedral=settings.dihedral,
+    )
+    return jobs, failures
+
+
+def make_recipe(settings: ExtractSettings, experts: Sequence[Expert]) -> Recipe:
+    """All that decides the numbers; what does not matter for these settings is zero, so that it cannot differ."""
+    identities = tuple(ExpertIdentityRecord.model_validate(asdict(expert.identity)) for expert in experts)
+    sampled = settings.regions > 0
+    return Recipe(
+        profile=settings.profile,
+        compression=settings.compression,
+        experts=tuple(_without_features(one) for one in identities) if not keeps_features(settings) else identities,
+        degradation=degradation_of(settings.lr),
+        regions=settings.regions,
+        region_size=settings.region_size if sampled else 0,
+        context=settings.context if sampled else 0,
+        seed=settings.seed if sampled else 0,
+        dihedral=settings.dihedral,
+    )
+
+
+def keeps_features(settings: ExtractSettings) -> bool:
+    """Whether the profile stores features at all."""
+    return PROFILES[settings.profile].features is not None
+
+
+def _without_features(identity: ExpertIdentityRecord) -> ExpertIdentityRecord:
+    return identity.model_copy(update={"tap": None, "channels": 0})
+
+
+def expert_entries(recipe: Recipe) -> tuple[ExpertEntry, ...]:
+    """The recipe's experts with their slices of the feature dataset."""
+    entries: list[ExpertEntry] = []
+    first = 0
+    for identity in recipe.experts:
+        entries.append(ExpertEntry(first=first, **identity.model_dump()))
+        first += identity.channels
+    return tuple(entries)
+
+
+def make_header(recipe: Recipe, loaded: LoadedJob) -> Header:
+    """One item's header."""
+    job, image = loaded.job, loaded.image
+    return Header(
+        id=job.id,
+        group=job.group,
+        source=job.source.name,
+        hr_sha256=image.hr_sha256,
+        lr_sha256=image.lr_sha256,
+        height=job.height,
+        width=job.width,
+        region=None if job.whole else job.region,
+        dihedral=job.dihedral,
+        profile=recipe.profile,
+        compression=recipe.compression,
+        degradation=recipe.degradation,
+        experts=expert_entries(recipe),
+        fingerprint=recipe.fingerprint,
+    )
+
+
+def make_manifest(recipe: Recipe, planned: int) -> Manifest:
+    """The recipe with what made it."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "h5py": h5py.version.version,
+        "hdf5": h5py.version.hdf5_version,
+    }
+    return Manifest(recipe=recipe, fingerprint=recipe.fingerprint, planned=planned, made_with=versions)
+
+
+def require_unmixed(store: Store, recipe: Recipe) -> None:
+    """A cache that is there already must be of the same recipe; one without a single item binds nobody."""
+    if not store.manifest_path.exists() or not store.item_paths():
+        return
+    found = store.manifest.recipe
+    if found != recipe:
+        cure = "use the same experts and settings, or another --out"
+        raise ForeignCache(f"holds another cache: {difference(found, recipe)}", where=store.root, cure=cure)

@@ -1,0 +1,78 @@
+"""Loaded jobs of equal size and the experts -> what every expert says about every job.
+
+Legend: B jobs, C channels, H and W LR height and width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cache_tools.format.codec import decode_image
+from cache_tools.write.load import cut
+from experts.spec import SCALE, ExpertOutput
+from imaging.dihedral import transform, undo
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cache_tools.write.load import LoadedJob
+    from experts.spec import Expert
+
+FOLDER_OF_IMAGES = "images"
+
+
+def ask(experts: Sequence[Expert], jobs: Sequence[LoadedJob]) -> list[list[ExpertOutput]]:
+    """For each job, for each expert: its SR image (1, 3, 4H, 4W) and features (1, C, H, W), cut to the region."""
+    by_expert = [_ask_one(expert, jobs) for expert in experts]
+    return [list(outputs) for outputs in zip(*by_expert, strict=True)]
+
+
+def _ask_one(expert: Expert, jobs: Sequence[LoadedJob]) -> list[ExpertOutput]:
+    if expert.identity.architecture == FOLDER_OF_IMAGES:
+        return [_look_up(expert, job) for job in jobs]
+    windows_BCHW = torch.stack([transform(cut(job.image.lr_CHW, job.window), job.job.dihedral) for job in jobs])
+    try:
+        output = expert.run(decode_image(windows_BCHW), [job.job.id for job in jobs])
+    except torch.OutOfMemoryError:
+        size = f"{windows_BCHW.shape[-1]}x{windows_BCHW.shape[-2]}"
+        what = f"{len(jobs)} LR image(s) of {size} do not fit into the device's memory"
+        cure = "use --tile 128, a smaller --batch or --sequential"
+        raise Refusal(what, where=f"expert {expert.name}", cure=cure) from None
+    outputs = [_of_job(output, index) for index in range(len(jobs))]
+    return [_cut_window(one, job) for one, job in zip(outputs, jobs, strict=True)]
+
+
+def _of_job(output: ExpertOutput, index: int) -> ExpertOutput:
+    feat_BCHW = output.feat_BCHW
+    one = slice(index, index + 1)
+    return ExpertOutput(output.sr_BCHW[one], None if feat_BCHW is None else feat_BCHW[one])
+
+
+def _cut_window(output: ExpertOutput, job: LoadedJob) -> ExpertOutput:
+    """The region's part of what was said about the window; turned back to cut, turned again to keep."""
+    region, window = job.job.region, job.window
+    if region == window:
+        return output
+    inner = region.model_copy(update={"top": region.top - window.top, "left": region.left - window.left})
+
+    def part(image: Tensor, scale: int) -> Tensor:
+        return transform(cut(undo(image, job.job.dihedral), inner, scale), job.job.dihedral)
+
+    feat_BCHW = output.feat_BCHW
+    return ExpertOutput(part(output.sr_BCHW, SCALE), None if feat_BCHW is None else part(feat_BCHW, 1))
+
+
+def _look_up(expert: Expert, job: LoadedJob) -> ExpertOutput:
+    """A folder of images knows whole images by their names, and none of their flips."""
+    if job.job.dihedral:
+        cure = "leave out --dihedral, or the folder"
+        raise Refusal("a folder of images has no outputs for flipped inputs", where=f"expert {expert.name}", cure=cure)
+    output = expert.run(decode_image(job.image.lr_CHW)[None], [job.job.source.name])
+    feat_BCHW = output.feat_BCHW
+    region = job.job.region
+    return ExpertOutput(cut(output.sr_BCHW, region, SCALE), None if feat_BCHW is None else cut(feat_BCHW, region))

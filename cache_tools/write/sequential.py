@@ -1,0 +1,66 @@
+"""Experts that do not fit into memory together -> the same cache, one expert loaded at a time.
+
+Each expert makes a cache of its own under `.parts`; then item by item all parts become one and the parts go.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from cache_tools.convert.merge import join_item
+from cache_tools.format.store import Store
+from cache_tools.write.extract import Report, extract
+from cache_tools.write.recipe import jobs_for, make_manifest, make_recipe, require_unmixed
+from cache_tools.write.space import item_sizes, require_room
+from cache_tools.write.writer import ItemWriter, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cache_tools.format.store import Recipe
+    from cache_tools.write.recipe import ExtractSettings
+    from experts.spec import Expert
+
+
+def extract_sequentially(
+    settings: ExtractSettings,
+    openers: Sequence[Callable[[], Expert]],
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Report:
+    """As `extract`, with one expert in memory at a time; resumable in either stage."""
+    final = Store(settings.out)
+    recipe = _joint_recipe(settings, openers)
+    require_unmixed(final, recipe)
+    finished = frozenset(path.stem for path in final.item_paths())
+    missing = [job for job in jobs_for(settings)[0] if job.id not in finished]
+    require_room(final.root, item_sizes(recipe, missing))
+    parts: list[Store] = []
+    report, stage = Report(), Report()
+    for number, open_one in enumerate(openers):
+        part = settings.model_copy(update={"out": settings.out / ".parts" / f"{number:02d}"})
+        stage = extract(part, [open_one()], rank=rank, world=world, skip=finished)
+        report.failures += [failure for failure in stage.failures if failure not in report.failures]
+        parts.append(Store(part.out))
+    open_store(final, make_manifest(recipe, parts[0].manifest.planned))
+    writer = ItemWriter(final, rank)
+    entries = {entry.id: entry for entry in parts[0].index_lines()}
+    for item in sorted({*stage.made, *stage.kept}):
+        if all(part.item_path(item).exists() for part in parts):
+            join_item(parts, item, writer, recipe, entries[item])
+            report.made.append(item)
+            for part in parts:
+                part.item_path(item).unlink()
+    report.kept = sorted(finished)
+    if world == 1 and not report.failures:
+        shutil.rmtree(final.root / ".parts")
+    return report
+
+
+def _joint_recipe(settings: ExtractSettings, openers: Sequence[Callable[[], Expert]]) -> Recipe:
+    """Open each expert once, one at a time, to learn who they are before any work is done."""
+    recipes = [make_recipe(settings, [open_one()]) for open_one in openers]
+    experts = tuple(expert for recipe in recipes for expert in recipe.experts)
+    return recipes[0].model_copy(update={"experts": experts})

@@ -1,0 +1,114 @@
+"""A finished item in memory -> the item on disk under its final name, or nothing at all.
+
+`.<id>.h5.tmp.<host>.<pid>` -> close -> fsync -> reopen and check -> rename -> fsync the folder -> an index line.
+A process killed anywhere in between leaves either no item or a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cache_tools.format.errors import storage_failed
+from cache_tools.format.item import encode_item
+from cache_tools.format.store import Entry
+from cache_tools.read.item_file import TileFile
+from imaging.atomic import atomic_path, remove_dead_temporaries, sync_file, sync_folder, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from cache_tools.format.schema import Header
+    from cache_tools.format.store import Manifest, Store
+
+_PIECE = 1 << 24
+
+
+class ItemWriter:
+    """Writes the items of one rank."""
+
+    def __init__(self, store: Store, rank: int = 0) -> None:
+        self._store = store
+        self._index = store.index / f"rank-{rank:03d}.jsonl"
+
+    def write(self, header: Header, arrays: Mapping[str, np.ndarray], stamp: str = "") -> Path:
+        """Encode, write, check and commit one item."""
+        final = self._store.item_path(header.id)
+        content = encode_item(header, arrays)
+        try:
+            with atomic_path(final) as temporary:
+                _write_all(temporary, content)
+                sync_file(temporary)
+                require_intact(temporary)
+        except OSError as error:
+            raise storage_failed(final, error) from error
+        self.note(Entry.of(header, len(content), stamp))
+        return final
+
+    def note(self, entry: Entry) -> None:
+        """Append the item's line to this rank's index, as one write."""
+        try:
+            self._index.parent.mkdir(parents=True, exist_ok=True)
+            torn = self._index.exists() and not _ends_with_newline(self._index)
+            line = ("\n" if torn else "") + entry.model_dump_json() + "\n"
+            descriptor = os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise storage_failed(self._index, error) from error
+
+
+def require_intact(path: Path) -> None:
+    """Open a file as a reader would and check every chunk's crc32."""
+    file = TileFile(path, check="always")
+    try:
+        for tile in np.ndindex(*file.header.tiles):
+            file.tile((tile[0], tile[1]), list(file.layout.datasets))
+    finally:
+        file.close()
+
+
+def open_store(store: Store, manifest: Manifest) -> None:
+    """Make the cache's folder ready for writing: proven writable, cleared of our own dead temporaries, described."""
+    try:
+        store.items.mkdir(parents=True, exist_ok=True)
+        remove_dead_temporaries(store.root)
+        write_text(store.manifest_path, manifest.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise storage_failed(store.root, error) from error
+
+
+def rebuild_index(store: Store, entries: list[Entry]) -> None:
+    """One file of lines in place of all: exactly the items that are there."""
+    try:
+        write_text(store.index / "rank-000.jsonl", "".join(entry.model_dump_json() + "\n" for entry in entries))
+        for path in store.index.glob("*.jsonl"):
+            if path.name != "rank-000.jsonl":
+                path.unlink()
+        sync_folder(store.index)
+    except OSError as error:
+        raise storage_failed(store.index, error) from error
+
+
+def _write_all(path: Path, content: memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        done = 0
+        while done < len(content):
+            done += os.write(descriptor, content[done : done + _PIECE])
+    finally:
+        os.close(descriptor)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        if stream.tell() == 0:
+            return True
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"

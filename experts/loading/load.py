@@ -1,0 +1,161 @@
+"""A weights file and what is known of it -> a frozen network on a device, strictly loaded, or a refusal."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from spandrel import MAIN_REGISTRY, ArchRegistry, ArchSupport, ImageModelDescriptor, ModelLoader, UnsupportedModelError
+
+from experts.loading.edsr import EDSRArch
+from experts.loading.weights import ARCHITECTURE_KEY, StateFile, header_hyperparameters
+from experts.native.architectures import native_architectures
+from experts.spec import SCALE, Padding
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from experts.spec import ExpertSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A frozen network in eval mode and what spandrel knows of it."""
+
+    network: nn.Module
+    architecture: str
+    parameters: int
+    padding: Padding
+
+
+@lru_cache(maxsize=1)
+def registry() -> ArchRegistry:
+    """spandrel's architectures and ours; spandrel's own registry stays as it is."""
+    ours = MAIN_REGISTRY.copy()
+    for architecture in (EDSRArch(), *native_architectures()):
+        ours.add(ArchSupport.from_architecture(architecture))
+    return ours
+
+
+def load_network(state: StateFile, spec: ExpertSpec) -> LoadedNetwork:
+    """Tensors -> the network they belong to, every key matched, every value finite, the scale right, frozen."""
+    _require_finite(state)
+    descriptor = _detect_and_load(state)
+    architecture = str(descriptor.architecture.id)
+    _require_agreement(state, "architecture", spec.architecture or state.header.get(ARCHITECTURE_KEY), architecture)
+    _require_agreement(state, "scale", SCALE, descriptor.scale)
+    _require_agreement(state, "input channels", 3, descriptor.input_channels)
+    _require_agreement(state, "output channels", 3, descriptor.output_channels)
+    network = _as_specified(descriptor.model, {**header_hyperparameters(state), **spec.hyperparameters}, state)
+    parameters = sum(p.numel() for p in network.parameters())
+    _require_agreement(state, "parameter count", spec.parameters, parameters)
+    network.eval().requires_grad_(requires_grad=False)
+    sizes = descriptor.size_requirements
+    _require_agreement(state, "need of square images", False, sizes.square)
+    # Networks that pad to their window themselves give features of the padded size: the runner pads before them.
+    window = getattr(network, "hyperparameters", {}).get("window_size")
+    multiple = math.lcm(max(1, sizes.multiple_of), window if isinstance(window, int) else 1)
+    return LoadedNetwork(network, architecture, parameters, Padding(multiple=multiple, minimum=max(1, sizes.minimum)))
+
+
+def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:
+    """spandrel tells the architecture by the keys and loads them strictly."""
+    try:
+        descriptor = ModelLoader(registry=registry()).load_from_state_dict(dict(state.tensors))
+    except UnsupportedModelError:
+        raise Refusal(
+            "no known architecture has these keys",
+            where=state.path,
+            cure="give a file of an architecture that spandrel knows, or put its output images in as images:FOLDER",
+        ) from None
+    except RuntimeError as error:
+        raise Refusal(_key_trouble(error), where=state.path, cure="give the complete, unchanged weights file") from None
+    except Exception as error:  # detection code of forty architectures meets an arbitrary file
+        trouble = f"its keys do not fit together ({type(error).__name__}: {error})"
+        raise Refusal(trouble, where=state.path, cure="give the complete, unchanged weights file") from error
+    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose not in ("SR", "Restoration"):
+        what = f"is a {descriptor.purpose} model of architecture {descriptor.architecture.id}"
+        raise Refusal(what, where=state.path, cure="experts must be image super-resolution models")
+    return descriptor
+
+
+def _as_specified(network: nn.Module, wanted: dict[str, Any], state: StateFile) -> nn.Module:
+    """Rebuild the network where the file alone made spandrel guess otherwise than the catalog says.
+
+    Some settings leave no trace in the tensors (GRL's anchor factor, EDSR's residual scale): both readings load
+    strictly and give different images. Whatever does leave a trace still has to match, or loading fails.
+    """
+    guessed: dict[str, Any] = getattr(network, "hyperparameters", {})
+    differing = {key: value for key, value in wanted.items() if not _same(guessed.get(key, value), value)}
+    unknown = sorted(set(wanted) - set(guessed))
+    if unknown:
+        raise Refusal(f"has no hyperparameter '{unknown[0]}'", where=state.path, cure="correct the expert's settings")
+    if not differing:
+        return network
+    try:
+        rebuilt = type(network)(**{**guessed, **wanted})
+        rebuilt.load_state_dict(network.state_dict())
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        told = ", ".join(f"{key}={guessed[key]!r}" for key in differing)
+        what = f"does not fit the expert's hyperparameters (the file says {told}): {_key_trouble(error)}"
+        raise Refusal(what, where=state.path, cure="name the right expert, or give the file by its path") from None
+    _require_same_buffers(rebuilt, state)
+    log.debug("%s: built with %s, which the tensors do not tell", state.path.name, differing)
+    return rebuilt
+
+
+def _require_same_buffers(rebuilt: nn.Module, state: StateFile) -> None:
+    """Tables that the file carries although they can be computed must be those of the network we built."""
+    computed = dict(rebuilt.named_buffers())
+    for key, stored in state.tensors.items():
+        mine = computed.get(key.removeprefix("model."))
+        if mine is not None and torch.is_tensor(stored) and tuple(stored.shape) != tuple(mine.shape):
+            what = f"its table '{key}' is {tuple(stored.shape)}, the expert's settings make {tuple(mine.shape)}"
+            raise Refusal(what, where=state.path, cure="correct the expert's hyperparameters")
+
+
+def _require_finite(state: StateFile) -> None:
+    """A NaN or infinity among the weights would poison every image in silence."""
+    pending: list[tuple[str, Any]] = list(state.tensors.items())
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.items()
+        elif torch.is_tensor(value) and value.is_floating_point() and not _finite_or_mask(key, value):
+            raise Refusal(f"the tensor '{key}' holds NaN or infinity", where=state.path, cure="fetch it again")
+
+
+def _finite_or_mask(key: str, value: torch.Tensor) -> bool:
+    """Attention masks may rightly hold minus infinity; nothing may hold NaN."""
+    if "mask" in key:
+        return not bool(torch.isnan(value).any())
+    return bool(torch.isfinite(value).all())
+
+
+def _require_agreement(state: StateFile, field: str, wanted: object, found: object) -> None:
+    if wanted is not None and wanted != found:
+        raise Refusal(f"{field} is {found}, wanted {wanted}", where=state.path, cure="give the right weights file")
+
+
+def _same(a: object, b: object) -> bool:
+    """Equal as settings: lists and tuples alike, numbers by value up to float32 rounding."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return abs(a - b) <= 1e-6 * max(1.0, abs(b))
+    return a == b
+
+
+def _key_trouble(error: Exception) -> str:
+    """torch's many lines about keys -> the first of them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) < 2:
+        return lines[0] if lines else type(error).__name__
+    return lines[1][:200]

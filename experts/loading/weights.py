@@ -1,0 +1,115 @@
+"""An expert's spec or a path -> the weights file on disk, verified, and its tensors, read without running any code."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from imaging.hashes import file_sha256
+from imaging.paths import pretrained_folder
+from imaging.refusal import Refusal
+from imaging.unpickle import load_tensors
+
+if TYPE_CHECKING:
+    from experts.spec import ExpertSpec, WeightsSource
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_PICKLE_CURE = "ask its author for a .safetensors file, or fetch it again"
+HYPERPARAMETERS_KEY = "hyperparameters"
+ARCHITECTURE_KEY = "architecture"
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A weights file as read: tensors, what its header says, and its hash."""
+
+    path: Path
+    tensors: dict[str, Any]
+    header: dict[str, str]
+    sha256: str
+
+
+def find_weights(spec: ExpertSpec) -> tuple[Path, WeightsSource] | None:
+    """The first of the expert's files that is there: as given, in `pretrained/`, or in a folder within it."""
+    folder = pretrained_folder()
+    for source in spec.weights:
+        for place in (Path(source.file), folder / source.file, folder / spec.name / source.file):
+            if place.is_file():
+                return place, source
+        within = sorted(folder.glob(f"*/{Path(source.file).name}"))
+        if within:
+            return within[0], source
+    return None
+
+
+def require_weights(spec: ExpertSpec) -> tuple[Path, WeightsSource]:
+    """As `find_weights`; a missing file is refused with the name of the file and where to get it."""
+    found = find_weights(spec)
+    if found is not None:
+        return found
+    source = spec.weights[0]
+    if any(one.url for one in spec.weights):
+        cure = f"run `python -m experts fetch {spec.name}`"
+    else:
+        cure = f"get it from {source.page or 'its author'} and put it there"
+    raise Refusal(f"the weights of '{spec.name}' are missing", where=pretrained_folder() / source.file, cure=cure)
+
+
+def verify(path: Path, source: WeightsSource) -> str:
+    """Hash the file and hold it against what is published; return the hash."""
+    size = path.stat().st_size
+    if source.bytes is not None and size != source.bytes:
+        raise Refusal(f"has {size} bytes, the published file has {source.bytes}", where=path, cure="fetch it again")
+    sha256 = file_sha256(path)
+    known = source.sha256 or source.sha256_prefix
+    if known and not sha256.startswith(known.lower()):
+        raise Refusal(f"sha256 is {sha256[:16]}..., published is {known[:16]}", where=path, cure="fetch it again")
+    return sha256
+
+
+def read_state_file(path: Path, sha256: str | None = None) -> StateFile:
+    """A weights file -> its tensors; only formats and pickles that cannot run code are read."""
+    if not path.is_file():
+        raise Refusal("no such weights file", where=path, cure="check the path, or see `python -m experts list`")
+    if path.stat().st_size == 0:
+        raise Refusal("the weights file is empty", where=path, cure="fetch it again")
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        tensors, header = _read_safetensors(path)
+    elif suffix in SUFFIXES:
+        tensors, header = load_tensors(path, cure=_PICKLE_CURE), {}
+    else:
+        raise Refusal(f"'{suffix}' is not a weights format", where=path, cure=f"use one of {', '.join(SUFFIXES)}")
+    return StateFile(path, tensors, header, sha256 or file_sha256(path))
+
+
+def header_hyperparameters(state: StateFile) -> dict[str, Any]:
+    """What the file's own header says of the network's construction (our files do; most others do not)."""
+    text = state.header.get(HYPERPARAMETERS_KEY)
+    if text is None:
+        return {}
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, dict):
+        raise Refusal(
+            f"the header's '{HYPERPARAMETERS_KEY}' is not a JSON object", where=state.path, cure="export it again"
+        )
+    return values
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
+            return tensors, dict(stream.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Refusal(f"is damaged or not safetensors ({error})", where=path, cure="fetch it again") from None

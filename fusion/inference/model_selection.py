@@ -1,0 +1,139 @@
+"""`--model` and `--experts` -> which experts to open, and the callable that fuses tiles of any subset of them.
+
+A model is `default` (pretrained/default.yaml), `none`, a folder with a `default.yaml` of its own or with a fusion
+model, a fusion model's file, a single expert's weights file, or a name on the Hub.
+Axes: B batch, E experts, C channels, H and W of the LR tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from fusion.inference.ensemble import SCALE, Answer, Fused
+from fusion.network import FusionSR
+from fusion.network.interface import SMALLEST
+from fusion.network.save import FILE_NAME, FORMAT, fingerprint
+from imaging.refusal import Refusal
+from imaging.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from fusion.inference.ensemble import Fuse
+
+DEFAULT, NONE = "default", "none"
+DEFAULT_FILE = "default.yaml"
+
+
+class DefaultModel(Settings):
+    """A folder's `default.yaml`: experts by name or by a file in that folder, and the fusion file or null."""
+
+    experts: tuple[str, ...] = Field(min_length=1)
+    fusion: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Experts to open, in order; the fusion model in eval mode or None; where it came from."""
+
+    experts: tuple[str, ...]
+    fusion: FusionSR | None
+    source: str
+
+
+def choose(model: str, experts: Sequence[str] | None, pretrained: Path) -> Choice:
+    """Read what `model` names; `experts` replaces its own, and a fusion model must know each of them."""
+    wanted = tuple(experts) if experts else None
+    if model == NONE:
+        if wanted is None:
+            raise Refusal("names no experts", where="--model none", cure="add --experts a,b")
+        return Choice(wanted, None, NONE)
+    if model == DEFAULT:
+        return _of_folder(pretrained, wanted)
+    path = Path(model)
+    if path.is_dir() and not (path / FILE_NAME).is_file():
+        if (path / DEFAULT_FILE).is_file():
+            return _of_folder(path, wanted)
+        cure = f"put {FILE_NAME} or {DEFAULT_FILE} there, or name another model"
+        raise Refusal("holds no model", where=path, cure=cure)
+    if path.is_file() and not is_fusion_file(path):
+        return Choice(wanted or (str(path),), None, str(path))
+    if not path.exists() and "/" not in model:  # an id on the Hub is owner/name: do not ask there for a typing error
+        cure = f"name a file or folder, a Hub id as owner/name, or a known expert by --model {NONE} --experts {model}"
+        raise Refusal("there is no such model", where=f"--model {model}", cure=cure)
+    fusion = FusionSR.from_pretrained(model)
+    return Choice(wanted or fusion.settings.names, fusion, model)
+
+
+def is_fusion_file(path: Path) -> bool:
+    """Told by the file's own header, which begins with its length and then JSON."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return FORMAT.encode() in stream.read(min(length, 1 << 20))
+
+
+def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> Choice:
+    settings = load_settings(DefaultModel, folder / DEFAULT_FILE)
+    named = tuple(str(folder / one) if (folder / one).is_file() else one for one in settings.experts)
+    fusion = None if settings.fusion is None else FusionSR.from_pretrained(str(folder / settings.fusion))
+    # Experts chosen by hand are not the default's: without a model that knows them there is nothing to fuse them by.
+    if fusion is not None and wanted is not None and not set(map(_name, wanted)) <= set(fusion.settings.names):
+        raise Refusal(
+            f"the model in {folder} does not know all of {', '.join(wanted)}",
+            where="--experts",
+            cure=f"choose among {', '.join(fusion.settings.names)}, or add --model none for their plain mean",
+        )
+    return Choice(wanted or named, fusion, str(folder / DEFAULT_FILE))
+
+
+def _name(expert: str) -> str:
+    """What an expert is called in a model: a file goes by its name without the ending."""
+    return Path(expert).stem if Path(expert).is_file() else expert
+
+
+# LR pixels of surroundings that the fusion itself is given beyond those of the experts. Its large kernels and its
+# spectrum see further, but faintly: docs/results/inference.md has the difference between tiled and whole.
+FUSION_MARGIN = 16
+FUSION_MULTIPLE = 8  # the side of its DCT blocks
+
+
+def fuse_with(model: FusionSR) -> Fuse:
+    """(tile, answers) -> Fused, always in float32: the same arithmetic as in training and evaluation."""
+
+    def fuse(lr_BCHW: Tensor, answers: Mapping[str, Answer]) -> Fused:
+        height, width = lr_BCHW.shape[-2:]
+        down, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
+        names = tuple(answers)
+        sr_BECHW = torch.stack([_longer(answer.sr_BCHW, SCALE * down, SCALE * right) for answer in answers.values()], 1)
+        feats = {
+            name: _longer(answer.feat_BCHW, down, right)
+            for name, answer in answers.items()
+            if answer.feat_BCHW is not None and model.settings.channels_of(name)
+        }
+        output = model(_longer(lr_BCHW, down, right), sr_BECHW, feats, names)
+        real = (..., slice(0, SCALE * height), slice(0, SCALE * width))
+        difficulty = None if output.difficulty_B1HW is None else output.difficulty_B1HW[real]
+        contributions = {phase: part_BCHW[real] for phase, part_BCHW in output.contributions.items()}
+        return Fused(output.image_BCHW[real], output.gates_BEHW[real], difficulty, contributions)
+
+    return fuse
+
+
+def model_sha256(model: FusionSR) -> str:
+    """Of all that decides what the model does: weights, base, settings."""
+    tensors = {name: value.cpu() for name, value in model.state_dict().items()}
+    return hashlib.sha256(f"{fingerprint(tensors)} {model.settings.model_dump_json()}".encode()).hexdigest()
+
+
+def _longer(x_BCHW: Tensor, down: int, right: int) -> Tensor:
+    """Images below the network's least size go on with their last pixel."""
+    return F.pad(x_BCHW, (0, right, 0, down), mode="replicate") if down or right else x_BCHW

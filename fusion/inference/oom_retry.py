@@ -1,0 +1,83 @@
+"""A tile of any size -> its answer, in smaller tiles when memory does not suffice, and from then on.
+
+Axes: B batch (1), K layers, H and W of the LR tile (times 4 in answers).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion.inference.tiles import plan_spans, smallest_tile, whole
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from fusion.inference.ensemble import Place
+    from fusion.inference.tiles import Span
+
+log = logging.getLogger(__name__)
+
+_CPU_WORDS = ("can't allocate memory", "not enough memory")  # what torch's CPU allocator says, as a RuntimeError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA and others raise a class of their own, the CPU a RuntimeError, Python a MemoryError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
+
+
+class Elastic:
+    """Runs tiles as large as memory allows; `limit` is the size found, `events` what to tell the user."""
+
+    def __init__(self, ask: Callable[[Tensor, Place], Tensor], margin: int, multiple: int) -> None:
+        self._ask, self._margin, self._multiple = ask, margin, multiple
+        self.limit: int | None = None
+        self.events: list[str] = []
+
+    def run(self, lr_BCHW: Tensor, place: Place) -> Tensor:
+        """Layers (K, 4H, 4W) of the tile."""
+        while True:
+            side = max(lr_BCHW.shape[-2:])
+            # A part may reach up to one multiple beyond the tile, to begin where windows do.
+            if self.limit is not None and side >= self.limit + self._multiple:
+                return self._in_parts(lr_BCHW, place, self.limit)
+            try:
+                return self._ask(lr_BCHW, place)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).split("\n")[0][:120] or type(error).__name__
+            # Outside the except block, so that the failed call's tensors are no longer held by its traceback.
+            self._shrink(side, place, reason)
+
+    def _in_parts(self, lr_BCHW: Tensor, place: Place, tile: int) -> Tensor:
+        rows = plan_spans(lr_BCHW.shape[-2], tile, self._margin, self._multiple)
+        columns = plan_spans(lr_BCHW.shape[-1], tile, self._margin, self._multiple)
+
+        def ask(row: Span, column: Span) -> Tensor:
+            part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop]
+            return self.run(part_BCHW, place.moved(row.start, column.start))
+
+        return whole(rows, columns, ask)
+
+    def _shrink(self, side: int, place: Place, reason: str) -> None:
+        """Half the size, down to the least tile that leaves room for the context."""
+        least = smallest_tile(self._margin, self._multiple)
+        if side < least + self._multiple:
+            cure = "free memory, use fewer experts, or --device cpu"
+            raise Refusal(f"out of memory even in tiles of {side} ({reason})", where=place.item, cure=cure)
+        self.limit = max(least, min(side, self.limit or side) // 2 // self._multiple * self._multiple)
+        event = f"{place.item}: out of memory at tiles of {side}; went on with tiles of {self.limit}"
+        self.events.append(event)
+        log.warning("%s", event)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

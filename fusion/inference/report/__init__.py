@@ -1,0 +1,1 @@
+"""What a run leaves beside its images: provenance, the HTML report, a submission."""

@@ -1,0 +1,176 @@
+"""Finished layers of each image, band by band -> what the report shows: reduced pictures, maps and figures.
+
+Axes: K layers, E experts, C colour, H and W at four times LR size; h and w reduced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fusion.inference.ensemble import SCALE, layer_names
+from fusion.inference.report.page import render
+from imaging.atomic import write_text
+from imaging.files import image_size, list_images, quantize_u8, read_rgb
+from imaging.metrics import psnr, ssim
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fusion.budget.run import Buyer
+    from fusion.inference.ensemble import Ensemble
+    from fusion.inference.jobs import Job
+    from fusion.inference.pipeline import Outcome
+    from fusion.inference.source import Source
+
+LONGEST = 1200  # pixels a side of the pictures in the report
+FUSED, REFINED = "fused", "refined"
+
+
+@dataclass
+class Shown:
+    """One image of the report: pictures uint8 (h, w, 3), maps float (h, w), figures."""
+
+    item: str
+    size: tuple[int, int]  # of the output
+    before_HWC: np.ndarray
+    pictures: dict[str, np.ndarray]
+    maps: dict[str, np.ndarray]
+    scores: dict[str, tuple[float, float]]
+    seen: dict[str, Any]
+    claim: dict[str, Any]
+    plan: dict[str, Any] | None
+    guard: dict[str, float] | None  # of the refined image, where there is one
+
+
+class Gallery:
+    """Collects pages and writes the one HTML file."""
+
+    def __init__(self, ensemble: Ensemble, hr: Path | None, buyer: Buyer | None = None) -> None:
+        self._ensemble = ensemble
+        self._experts = list(ensemble.names) if buyer is None else [buyer.cheapest]
+        self._layers = layer_names(ensemble) if buyer is None else buyer.layer_names(ensemble)
+        self._truth = {} if hr is None else {_stem(path): path for path in list_images(hr)}
+        self._hr = hr
+        self._shown: list[Shown] = []
+
+    def start(self, job: Job, source: Source, claim: dict[str, Any]) -> Page:
+        """A page for one image; its true image is looked for before the work."""
+        truth = None
+        if self._hr is not None:
+            truth = self._truth.get(_stem(job.input))
+            if truth is None:
+                raise Refusal(f"has no partner in {self._hr}", where=job.input, cure="complete --hr, or leave it out")
+            found, made = image_size(truth), (SCALE * source.height, SCALE * source.width)
+            if found != made:
+                what = f"is {found[1]}x{found[0]}, the output {made[1]}x{made[0]}"
+                raise Refusal(what, where=truth, cure="give the true image of this input")
+        return Page(self, job.item, source, claim, truth, self._experts, self._layers)
+
+    def add(self, shown: Shown) -> None:
+        """Take a finished page."""
+        self._shown.append(shown)
+
+    def write(self, path: Path, outcome: Outcome, tile: int) -> Path:
+        """The report as one file."""
+        run = outcome.document() | {"tile": tile, "device": str(self._ensemble.device)} | dict(self._ensemble.identity)
+        write_text(path, render(self._shown, run))
+        return path
+
+
+@dataclass
+class Page:
+    """The layers of one image as they come. Full size is only kept of what is scored against a true image."""
+
+    gallery: Gallery
+    item: str
+    source: Source
+    claim: dict[str, Any]
+    truth: Path | None
+    experts: list[str]
+    layers: list[str]
+    _rest: Tensor | None = None
+    _reduced: list[Tensor] = field(default_factory=list)
+    _full: list[Tensor] = field(default_factory=list)
+    _refined: tuple[Tensor, dict[str, float]] | None = None
+
+    @property
+    def _factor(self) -> int:
+        return max(1, -(-SCALE * max(self.source.height, self.source.width) // LONGEST))
+
+    def add(self, band_KHW: Tensor) -> None:
+        """The next rows, the image's three layers first."""
+        images_KHW = band_KHW[: 3 + 3 * len(self.experts)]
+        if self.truth is not None:
+            self._full.append(quantize_u8(images_KHW))
+        # Disagreement is measured at full size: the mean of many pixels would agree far better than each of them.
+        experts_ECHW = images_KHW[3:].unflatten(0, (-1, 3))
+        spread_1HW = experts_ECHW.std(dim=0, unbiased=False).mean(0, keepdim=True)
+        rows_KHW = torch.cat([band_KHW, spread_1HW])
+        rows_KHW = rows_KHW if self._rest is None else torch.cat([self._rest, rows_KHW], dim=-2)
+        whole = rows_KHW.shape[-2] // self._factor * self._factor
+        self._rest = rows_KHW[:, whole:]
+        if whole:
+            self._reduced.append(F.avg_pool2d(rows_KHW[None, :, :whole], self._factor, ceil_mode=True)[0])
+
+    def add_refined(self, image_CHW: Tensor, guard: dict[str, float]) -> None:
+        """The whole refined image, float and not clamped, and what the guard measured."""
+        self._refined = image_CHW, guard
+
+    def finish(self, seen: dict[str, Any], plan: dict[str, Any] | None) -> None:
+        """Everything has come: make the pictures."""
+        if self._rest is not None and self._rest.shape[-2]:
+            rest = F.avg_pool2d(self._rest[None], (self._rest.shape[-2], self._factor), ceil_mode=True)[0]
+            self._reduced.append(rest)
+        layers_Khw = torch.cat(self._reduced, dim=-2)
+        count = 3 + 3 * len(self.experts)
+        names = [FUSED, *self.experts]
+        pictures = {name: _picture(layers_Khw[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
+        maps = {name: layers_Khw[count + i].numpy() for i, name in enumerate(self.layers[3 * len(self.experts) :])}
+        if len(self.experts) > 1:
+            maps["disagreement"] = layers_Khw[-1].numpy()
+        elif plan is None:  # a single expert: its gate is 1 everywhere
+            maps = {name: values for name, values in maps.items() if not name.startswith("gate/")}
+        size = (SCALE * self.source.height, SCALE * self.source.width)
+        before_HWC, scores = self._before(*layers_Khw.shape[-2:]), self._scores(names)
+        guard = None
+        if self._refined is not None:
+            refined_CHW, guard = self._refined
+            pictures[REFINED] = _picture(F.avg_pool2d(refined_CHW[None], self._factor, ceil_mode=True)[0])
+        self.gallery.add(Shown(self.item, size, before_HWC, pictures, maps, scores, seen, self.claim, plan, guard))
+
+    def _before(self, height: int, width: int) -> np.ndarray:
+        """The input, enlarged by bicubic interpolation (or shrunk, where the report is smaller)."""
+        levels_HWC = self.source.levels_HWC
+        how = cv2.INTER_CUBIC if height >= self.source.height else cv2.INTER_AREA
+        large = cv2.resize(levels_HWC, (width, height), interpolation=how).reshape(height, width, -1)
+        large = large if large.dtype == np.uint8 else (large / 257).round().astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(large, (height, width, 3)))
+
+    def _scores(self, names: list[str]) -> dict[str, tuple[float, float]]:
+        """Y-PSNR and Y-SSIM of the fused image, each expert and the refined image."""
+        if self.truth is None:
+            return {}
+        truth_BCHW = read_rgb(self.truth)
+        full_KHW = torch.cat(self._full, dim=-2)
+        images = {name: full_KHW[3 * i : 3 * i + 3][None].float() / 255 for i, name in enumerate(names)}
+        if self._refined is not None:
+            images[REFINED] = self._refined[0][None]  # the measures round it themselves
+        return {name: (float(psnr(one, truth_BCHW)), float(ssim(one, truth_BCHW))) for name, one in images.items()}
+
+
+def _picture(rgb_Chw: Tensor) -> np.ndarray:
+    return quantize_u8(rgb_Chw).permute(1, 2, 0).numpy()
+
+
+def _stem(path: Path) -> str:
+    """`baby.png`, `babyx4.png` -> `baby`."""
+    return path.stem.removesuffix(f"x{SCALE}")

@@ -1,0 +1,174 @@
+"""What the gallery collected -> one self-contained HTML page: pictures as data, no file or address beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fusion.inference.report.gallery import Shown
+
+_QUALITY = 88
+_MEANING = {
+    "gate": "weight in effect on this expert's pixels",
+    "difficulty": "how hard the model finds the place, 0 to 1",
+    "disagreement": "standard deviation over the experts, in units of full white",
+}
+
+
+def render(images: Sequence[Shown], run: dict[str, Any]) -> str:
+    """The whole page."""
+    folder = resources.files("fusion.inference.report")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    body = "\n".join(_section(one, number) for number, one in enumerate(images))
+    made = {key: run[key] for key in ("experts", "fusion", "refine", "device", "tile") if key in run}
+    parts = {
+        "{{summary}}": _summary(run),
+        "{{failures}}": _failures(run["failed"], run["events"]),
+        "{{scores}}": _score_table(images),
+        "{{images}}": body,
+        "{{provenance}}": escape(json.dumps(made, indent=2)),
+    }
+    for mark, text in parts.items():
+        page = page.replace(mark, text, 1)
+    return page
+
+
+def _summary(run: dict[str, Any]) -> str:
+    experts, kind = ", ".join(run["experts"]), run["fusion"]["kind"]
+    speed = run["output_megapixels"] / run["seconds"] if run["seconds"] else 0.0
+    facts = {
+        "images": f"{len(run['written'])} written, {len(run['skipped'])} skipped, {len(run['failed'])} failed",
+        "experts": experts,
+        "fusion": kind,
+        "time": f"{run['seconds']:.1f} s, {speed:.2f} megapixels per second",
+        "device": f"{run['device']}, " + (f"tiles of {run['tile']} LR pixels" if run["tile"] else "whole images"),
+    }
+    if "refine" in run:
+        facts["refinement"] = f"{run['refine']['preset']}, in {run['refine']['precision']}"
+    return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
+
+
+def _failures(failed: dict[str, str], events: Sequence[str]) -> str:
+    lines = [f"{path}: {reason}" for path, reason in failed.items()] + list(events)
+    return "<ul class='failures'>" + "".join(f"<li>{escape(one)}</li>" for one in lines) + "</ul>" if lines else ""
+
+
+def _score_table(images: Sequence[Shown]) -> str:
+    """Mean PSNR and SSIM over the images that have a true image."""
+    scored = [one.scores for one in images if one.scores]
+    if not scored:
+        return ""
+    names = list(scored[0])
+    means = {name: tuple(np.mean([one[name] for one in scored], axis=0)) for name in names}
+    return f"<h2>Scores, mean of {len(scored)}</h2>" + _table(means)
+
+
+def _table(scores: dict[str, tuple[float, ...]]) -> str:
+    best = max(score[0] for score in scores.values())
+    rows = "".join(
+        f"<tr{' class=best' if score[0] == best else ''}><th>{escape(name)}</th>"
+        f"<td>{score[0]:.3f} dB</td><td>{score[1]:.4f}</td></tr>"
+        for name, score in scores.items()
+    )
+    return f"<table><tr><th></th><th>Y-PSNR</th><th>Y-SSIM</th></tr>{rows}</table>"
+
+
+def _section(one: Shown, number: int) -> str:
+    height, width = one.size
+    fused, refined = one.pictures["fused"], one.pictures.get("refined")
+    experts = {name: picture for name, picture in one.pictures.items() if name not in ("fused", "refined")}
+    facts = f"{width}&times;{height}, {one.seen['tiles']} tiles, {one.seen['seconds']:.2f} s"
+    figures = [_figure(picture, name) for name, picture in experts.items()] if len(experts) > 1 or one.plan else []
+    figures += [_map(name, values, _scale(name, one.maps)) for name, values in one.maps.items()]
+    plan = "" if one.plan is None else f"<details><summary>Budget plan</summary>{_plan(one.plan)}</details>"
+    claim = escape(json.dumps({"claim": one.claim, **one.seen}, indent=2))
+    return f"""<section id="image-{number}">
+<h2>{escape(one.item)} <small>{facts}</small></h2>
+{_slider(one.before_HWC, fused, "bicubic", "fused")}
+{"" if refined is None else _slider(fused, refined, "fused", "refined") + _guard(one.guard or {})}
+{_table(one.scores) if one.scores else ""}
+<div class="grid">{"".join(figures)}</div>
+{plan}
+<details><summary>Provenance</summary><pre>{claim}</pre></details>
+</section>"""
+
+
+def _slider(before_HWC: np.ndarray, after_HWC: np.ndarray, left: str, right: str) -> str:
+    """Two panes in one frame."""
+    height, width = after_HWC.shape[:2]
+    return f"""<div class="slider" style="aspect-ratio:{width}/{height};max-width:{width}px">
+<img src="{_jpeg(after_HWC)}" alt="{right}">
+<img class="before" src="{_jpeg(before_HWC)}" alt="{left}">
+<span class="tag left">{left}</span><span class="tag right">{right}</span>
+<input type="range" min="0" max="100" value="50" step="0.1" aria-label="{left} and {right}">
+</div>"""
+
+
+def _guard(found: dict[str, float]) -> str:
+    """What refinement changed, in grey levels."""
+    drift, change = found["low_band_drift"], found["change_rms"]
+    text = f"Refinement changed the image by {change:.2f} grey levels (rms), its coarse part by at most {drift:.3f}."
+    if "lr_rms" in found:
+        after, before = found["lr_rms"], found["lr_rms_before"]
+        text += f" Scaled down again it is {after:.2f} grey levels (rms) from the input; before it was {before:.2f}."
+    return f"<p class='guard'>{text}</p>"
+
+
+def _figure(picture_HWC: np.ndarray, caption: str) -> str:
+    image, text = _jpeg(_small(picture_HWC)), escape(caption)
+    return f'<figure><img src="{image}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _scale(name: str, maps: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Maps of one kind share their colours, so that gates can be compared."""
+    kind = name.partition("/")[0]
+    alike = [values for other, values in maps.items() if other.partition("/")[0] == kind]
+    return min(float(values.min()) for values in alike), max(float(values.max()) for values in alike)
+
+
+def _map(name: str, values_HW: np.ndarray, scale: tuple[float, float]) -> str:
+    """A map in false colours, its range in the caption."""
+    low, high = scale
+    levels = np.clip((values_HW - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+    coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    least, greatest = float(values_HW.min()), float(values_HW.max())
+    caption = (
+        f"{name}: {_MEANING[name.partition('/')[0]]}; {least:.3f} to {greatest:.3f}, colours {low:.3g} to {high:.3g}"
+    )
+    return _figure(coloured, caption)
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    """Shares bought, and a picture in characters of how many experts each tile got."""
+    bought = "".join(f"<li>{escape(name)}: {share:.0%} of the tiles</li>" for name, share in plan["share"].items())
+    grid = "\n".join("".join(str(count) for count in row) for row in plan["experts_per_tile"])
+    spent, loss = plan["spent"], plan["predicted_loss_db"]
+    return (
+        f"<p>{spent:.1%} of the full expert cost, predicted loss {loss:.3f} dB</p><ul>{bought}</ul>"
+        f"<pre>experts per tile\n{grid}</pre>"
+    )
+
+
+def _small(picture_HWC: np.ndarray, longest: int = 600) -> np.ndarray:
+    height, width = picture_HWC.shape[:2]
+    factor = longest / max(height, width)
+    if factor >= 1:
+        return picture_HWC
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return cv2.resize(picture_HWC, size, interpolation=cv2.INTER_AREA)
+
+
+def _jpeg(picture_HWC: np.ndarray) -> str:
+    """A data address; JPEG, since the report is for looking and its size matters."""
+    done, data = cv2.imencode(".jpg", picture_HWC[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    assert done
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

@@ -1,0 +1,1 @@
+"""The base that fusion starts from: the least-squares blend, pulled onto the LR image, fitted in one pass."""

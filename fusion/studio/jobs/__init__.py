@@ -1,0 +1,1 @@
+"""What a visitor asks for -> a queue of jobs, their progress and their results."""

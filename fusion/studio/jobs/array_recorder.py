@@ -1,0 +1,123 @@
+"""Finished layers of each image, band by band -> arrays on disk from which the page is served, at full size.
+
+Axes: K layers, E experts, N pictures, M maps, C colour, H and W at four times LR size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusion.inference.ensemble import SCALE
+from fusion.studio.jobs.result_view import (
+    BICUBIC,
+    DIFFICULTY,
+    DISAGREEMENT,
+    FUSED,
+    GATE,
+    PHASE,
+    REFINED,
+    Shown,
+    span_of,
+)
+from imaging.files import quantize_u8
+from imaging.resize import resize_bicubic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fusion.budget.run import Buyer
+    from fusion.inference.ensemble import Ensemble
+    from fusion.inference.jobs import Job
+    from fusion.inference.source import Source
+    from fusion.studio.jobs.progress import Watch
+
+
+class Album:
+    """What the pipeline takes for its gallery: opens a leaf for each image and keeps the finished one."""
+
+    def __init__(
+        self, ensemble: Ensemble, watch: Watch, folder: Path, buyer: Buyer | None = None, *, refined: bool = False
+    ) -> None:
+        self.ensemble, self.watch, self.folder, self.refined = ensemble, watch, folder, refined
+        # Where tiles are bought, only the cheapest expert's image is there everywhere.
+        self.pictured = ensemble.names if buyer is None else (buyer.cheapest,)
+        self.finished: Shown | None = None
+
+    def start(self, job: Job, source: Source, claim: dict[str, Any]) -> Leaf:
+        """A leaf for one image."""
+        return Leaf(self, job, source, claim)
+
+
+class Leaf:
+    """One image's layers on their way to the disk."""
+
+    def __init__(self, album: Album, job: Job, source: Source, claim: dict[str, Any]) -> None:
+        self._album, self._job, self._source, self._claim = album, job, source, claim
+        self._size = (SCALE * source.height, SCALE * source.width)
+        self._row = 0
+        names = ((REFINED,) if album.refined else ()) + (FUSED, *album.pictured, BICUBIC)
+        self._names = {name: index for index, name in enumerate(names)}
+        self._pictures_NHWC = self._array("pictures.npy", (len(names), *self._size, 3), np.dtype(np.uint8))
+        self._maps_MHW: np.ndarray | None = None
+        self._guard: dict[str, float] = {}
+
+    def add(self, band_KHW: Tensor) -> None:
+        """The next rows, the image's three layers first."""
+        pictured = 3 + 3 * len(self._album.pictured)
+        maps_KHW = band_KHW[pictured:].numpy()
+        if self._maps_MHW is None:
+            self._maps_MHW = self._array("maps.npy", (len(maps_KHW) + 1, *self._size), np.dtype(np.float16))
+        rows = slice(self._row, self._row + band_KHW.shape[-2])
+        levels_NHWC = quantize_u8(band_KHW[:pictured]).unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
+        first = self._names[FUSED]
+        self._pictures_NHWC[first : first + len(levels_NHWC), rows] = levels_NHWC.numpy()
+        self._maps_MHW[:-1, rows] = maps_KHW
+        experts_ECHW = band_KHW[3:pictured].unflatten(0, (-1, 3))
+        self._maps_MHW[-1, rows] = experts_ECHW.std(dim=0, unbiased=False).mean(0).numpy()
+        self._row = rows.stop
+
+    def add_refined(self, image_CHW: Tensor, guard: dict[str, float]) -> None:
+        """The whole refined image, float and not clamped, and what the guard measured."""
+        self._pictures_NHWC[self._names[REFINED]] = quantize_u8(image_CHW[None])[0].permute(1, 2, 0).numpy()
+        self._guard = guard
+
+    def finish(self, seen: dict[str, Any], plan: dict[str, Any] | None) -> None:
+        """Everything has come."""
+        assert self._maps_MHW is not None
+        large_BCHW = resize_bicubic(self._source.window(0, self._source.height, 0, self._source.width), scale=SCALE)
+        self._pictures_NHWC[-1] = quantize_u8(large_BCHW)[0].permute(1, 2, 0).numpy()
+        names = self._map_names()
+        assert len(names) == len(self._maps_MHW)
+        keep = set(names) if len(self._album.ensemble.names) > 1 else {DIFFICULTY}
+        if len(self._album.pictured) < 2:
+            keep.discard(DISAGREEMENT)
+        kept = {name: index for index, name in enumerate(names) if name in keep}
+        self._album.finished = Shown(
+            folder=self._album.folder,
+            output=self._job.output,
+            source=self._job.input.name,
+            experts=self._album.ensemble.names,
+            pictures_NHWC=self._pictures_NHWC,
+            picture_names=tuple(self._names),
+            maps_MHW=self._maps_MHW,
+            map_names=tuple(kept.items()),
+            spans={name: span_of(self._maps_MHW[index]) for name, index in kept.items()},
+            seconds={name: stage.seconds for name, stage in self._album.watch.stages.items()},
+            claim=self._claim,
+            seen=seen,
+            plan=plan,
+            guard=self._guard,
+        )
+
+    def _map_names(self) -> list[str]:
+        """In the order of the layers: gates, what each phase added, difficulty, and our own disagreement."""
+        gates = [f"{GATE}/{name}" for name in self._album.ensemble.names]
+        phases = [f"{PHASE}/{name}" for name in self._album.watch.phases]
+        return gates + phases + [DIFFICULTY] * self._album.ensemble.has_difficulty + [DISAGREEMENT]
+
+    def _array(self, name: str, shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
+        return np.lib.format.open_memmap(self._album.folder / name, mode="w+", dtype=kind, shape=shape)

@@ -1,0 +1,1 @@
+"""Results, caches and runs -> the HTML of the page and its tabs."""

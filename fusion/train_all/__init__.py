@@ -1,0 +1,1 @@
+"""Many runs within a given number of minutes -> the best file of each in one folder."""

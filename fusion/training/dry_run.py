@@ -1,0 +1,120 @@
+"""A task and its settings -> how fast it trains here: a run's steps without its folder, timed and thrown away.
+
+`measure_pace` gives samples a second and the share of time spent waiting for data; `probe` the seconds of a step and of
+a validation, from which a run can be planned in minutes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion.training.loop.accelerator import open_machine
+from fusion.training.loop.initial_weights import start
+from fusion.training.loop.state import new_state
+from fusion.training.loop.step import take_step
+from fusion.training.losses.curriculum import losses_of
+from fusion.training.sources.degraded import refuse_for_fusion
+from fusion.training.sources.loader import Waiting, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from accelerate import Accelerator
+
+    from fusion.training.loop.state import TrainingState
+    from fusion.training.losses.curriculum import WeightedLosses
+    from fusion.training.settings import TrainSettings
+    from fusion.training.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training that leaves nothing behind."""
+
+    settings: TrainSettings
+    accelerator: Accelerator
+    losses: WeightedLosses
+    task: Task
+    state: TrainingState
+
+    def steps(self, count: int, waiting: Waiting) -> Iterator[int]:
+        """Real steps; each is over when its number is given."""
+        workers, device = self.settings.data.workers, self.accelerator.device
+        for step, batch in stream(self.task.source, range(count), workers=workers, device=device, waiting=waiting):
+            # It reads the loss, so the device is done when it returns.
+            take_step(self.state, batch, self.task, self.losses, self.settings, self.accelerator)
+            yield step
+
+
+def open_trial(settings: TrainSettings, make_task: Callable[[int, int], Task]) -> Trial:
+    """As a run begins, up to its folder."""
+    refuse_for_fusion(settings)
+    accelerator = open_machine(settings)
+    losses = losses_of(settings).to(accelerator.device)
+    task = make_task(accelerator.process_index, accelerator.num_processes)
+    start(task, settings.network)
+    state = new_state(task, settings, accelerator)
+    state.wrapped.train()
+    return Trial(settings, accelerator, losses, task, state)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of the counted steps; `wait_share` is the share of their time in which training stood still for data.
+
+    `cpu_seconds` are those of this process's threads, which other load on the machine does not stretch.
+    """
+
+    samples_per_second: float
+    wait_share: float
+    steps: int
+    seconds: float
+    cpu_seconds: float
+
+
+def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task], steps: int, warm: int) -> Pace:
+    """Real steps, nothing kept: `warm` uncounted ones, in which workers start and memory is reserved, then `steps`."""
+    trial = open_trial(settings, make_task)
+    waiting, begun, cpu = Waiting(), time.perf_counter(), time.process_time()
+    for step in trial.steps(warm + steps, waiting):
+        if step + 1 == warm:
+            waiting.restart()
+            begun, cpu = time.perf_counter(), time.process_time()
+    seconds = time.perf_counter() - begun
+    rate = steps * settings.data.batch / seconds
+    return Pace(rate, waiting.share, steps, seconds, time.process_time() - cpu)
+
+
+WARM = 5  # steps that are not counted: memory is reserved, workers start, kernels are chosen
+MOST = 100_000
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds of one step and of one validation, over how many steps, and how long all of it took."""
+
+    step: float
+    validation: float
+    steps: int
+    counted: float
+
+
+def probe(settings: TrainSettings, make_task: Callable[[int, int], Task], seconds: float) -> Probe:
+    """Train for `seconds` beyond the first steps, validate once, keep nothing."""
+    trial = open_trial(settings.model_copy(update={"steps": MOST}), make_task)
+    begun, counted = time.perf_counter(), 0
+    for step in trial.steps(MOST, Waiting()):
+        if step < WARM:
+            begun = time.perf_counter()
+            continue
+        counted += 1
+        if time.perf_counter() - begun > seconds:
+            break
+    stepped = time.perf_counter() - begun
+    network = trial.state.average.module
+    network.eval()
+    trial.task.validate(network)
+    whole = time.perf_counter() - begun
+    return Probe(stepped / counted, whole - stepped, counted, whole)

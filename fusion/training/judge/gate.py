@@ -1,0 +1,65 @@
+"""Scores of fused and base on the same held-out images -> may the fused image replace the base?
+
+A paired bootstrap over images: regions of one image are averaged first, since they are not independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fusion.training.sources.sampling import Purpose, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FEWEST_IMAGES = 5  # resampling fewer tells nothing: with one image, any gain at all would look certain
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Mean gain in dB with its confidence interval, and whether it lies above zero."""
+
+    gain_db: float
+    low_db: float
+    high_db: float
+    images: int
+    passed: bool
+    reason: str
+
+
+def paired_bootstrap(
+    fused: Mapping[str, float],
+    base: Mapping[str, float],
+    image_of: Mapping[str, str],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Verdict:
+    """Scores by item (PSNR), and the image that each item is part of -> the verdict."""
+    if set(fused) != set(base) or not fused:
+        raise ValueError("fused and base must be scored on the same items, and on at least one")
+    gains: dict[str, list[float]] = {}
+    for item, score in fused.items():
+        gains.setdefault(image_of[item], []).append(score - base[item])
+    gain_N = np.array([np.mean(gains[image]) for image in sorted(gains)])
+    chance = draw(seed, Purpose.BOOTSTRAP)
+    means_R = gain_N[chance.integers(len(gain_N), size=(resamples, len(gain_N)))].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = (float(value) for value in np.quantile(means_R, [tail, 1 - tail]))
+    passed, reason = _judge(len(gain_N), low, confidence)
+    return Verdict(float(gain_N.mean()), low, high, len(gain_N), passed, reason)
+
+
+def _judge(images: int, low: float, confidence: float) -> tuple[bool, str]:
+    if images < FEWEST_IMAGES:
+        return (
+            False,
+            f"{images} held-out images prove nothing, at least {FEWEST_IMAGES} are needed: the base is shipped",
+        )
+    if not low > 0:
+        return False, f"not better than the base at {confidence:.0%} confidence: the base is shipped"
+    return True, f"better than the base at {confidence:.0%} confidence"

@@ -1,0 +1,1 @@
+"""One training run from start to export: steps, state, checkpoints, log."""

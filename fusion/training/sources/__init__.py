@@ -1,0 +1,1 @@
+"""Caches, image folders or running experts -> training batches, the same for the same seed."""

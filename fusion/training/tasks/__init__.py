@@ -1,0 +1,1 @@
+"""What the loop trains: one expert, or the fusion of experts."""

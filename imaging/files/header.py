@@ -1,0 +1,165 @@
+"""An image file -> its format and upright size, judged from the header alone; what cannot be used is refused."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from imaging.files.deep import TiffHeader, tiff_header
+from imaging.files.picture import MAX_PIXELS
+from imaging.files.png import chunks
+from imaging.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Opened by class and not by Image.open, whose size limit is a setting of the whole process.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "WebP": WebPImageFile,
+    "BMP": BmpImageFile,
+}
+_MAGIC = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\xff\xd8\xff": "JPEG",
+    b"BM": "BMP",
+}
+_FOREIGN_MAGIC = {b"GIF8": "GIF", b"8BPS": "Photoshop", b"%PDF": "PDF", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "HDR"}
+KINDS = "PNG, TIFF, JPEG, WebP or BMP"
+_INTACT = "replace it with an intact copy"
+_ORIENTATION = 0x0112
+
+
+def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) as `read_picture` would return them, without decoding the pixels."""
+    try:
+        with path.open("rb") as file:
+            kind = told_kind(path, file.read(32))
+            with refusing(path, kind):
+                header = open_header(path, kind, file)
+                check_size(path, header.size, max_pixels)
+                return header.size
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file; missing, unreadable and empty ones are refused."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not data:
+        raise Refusal("is empty (zero bytes)", where=path, cure=_INTACT)
+    return data
+
+
+def _unreadable(path: Path, error: OSError) -> Refusal:
+    if isinstance(error, FileNotFoundError):
+        return Refusal("no such file", where=path, cure="check the path")
+    return Refusal(f"cannot be read ({error.strerror})", where=path, cure="give a readable image file")
+
+
+def told_kind(path: Path, head: bytes) -> str:
+    """The format, told from the first bytes; the file's suffix does not matter."""
+    if not head:
+        raise Refusal("is empty (zero bytes)", where=path, cure=_INTACT)
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    foreign = next((kind for magic, kind in _FOREIGN_MAGIC.items() if head.startswith(magic)), None)
+    if head[4:8] == b"ftyp":
+        foreign = "HEIF, AVIF or video"
+    reason = f"is a {foreign} file, which is not supported" if foreign else "is not an image"
+    raise Refusal(reason, where=path, cure=f"give a {KINDS} file")
+
+
+@contextmanager
+def refusing(path: Path, kind: str) -> Iterator[None]:
+    """Decoders fail in dozens of ways on damaged files; each means the same to the user: this file cannot be used."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        reason = str(error)[:120] or "no reason given"
+        raise Refusal(
+            f"cannot be decoded as {kind} ({type(error).__name__}: {reason})", where=path, cure=_INTACT
+        ) from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file opened but not decoded."""
+
+    kind: str
+    height: int  # as stored
+    width: int
+    orientation: int
+    image: ImageFile.ImageFile | None  # None for TIFFs, which `tiff` describes
+    tiff: TiffHeader | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), upright."""
+        return (self.width, self.height) if self.orientation in (5, 6, 7, 8) else (self.height, self.width)
+
+
+def open_header(path: Path, kind: str, file: BinaryIO) -> Header:
+    """Read what stands before the pixels; animations and kinds that cannot be read faithfully are refused."""
+    if kind == "TIFF":
+        tiff = tiff_header(file, where=path)
+        return Header(kind, tiff.height, tiff.width, tiff.orientation, None, tiff)
+    file.seek(0)
+    image = _READERS[kind](file)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise Refusal(f"is animated ({frames} frames)", where=path, cure="split it into files of one image each")
+    width, height = image.size
+    return Header(kind, height, width, _orientation(path, kind, file, image), image)
+
+
+def _orientation(path: Path, kind: str, file: BinaryIO, image: ImageFile.ImageFile) -> int:
+    if kind == "BMP":
+        return 1
+    if kind != "PNG":
+        return _valid(image.getexif().get(_ORIENTATION))
+    # Pillow would decode the whole PNG to find EXIF that comes after the pixels.
+    position = file.tell()
+    found = dict(chunks(file, where=path, pixels=False))
+    file.seek(position)
+    exif = Image.Exif()
+    exif.load(found.get(b"eXIf", b""))
+    return _valid(exif.get(_ORIENTATION))
+
+
+def _valid(orientation: object) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    """Refuse an image without pixels, or with more than memory should be risked on."""
+    height, width = size
+    if height < 1 or width < 1:
+        raise Refusal(f"has no pixels ({height}x{width})", where=path, cure=_INTACT)
+    if height * width > max_pixels:
+        raise Refusal(
+            f"claims {width}x{height} pixels, more than the limit of {max_pixels:,}: it may be a decompression bomb",
+            where=path,
+            cure="cut it into smaller images, or raise max_pixels if you trust it",
+        )

@@ -1,0 +1,1 @@
+"""The commands of `python -m imaging`: samples, comparisons, packing, the check against MATLAB."""

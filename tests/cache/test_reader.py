@@ -1,0 +1,341 @@
+"""Patches and whole items: aligned, decoded right, and the same whoever reads them."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_tools.live import LiveSource
+from cache_tools.read.batch import PatchBatch, Slice, dequantize
+from cache_tools.read.dataset import CacheDataset
+from cache_tools.read.reader import CacheReader, iterate_items, split_items
+from cache_tools.read.sampler import Group, Sampler, Sampling, Variant
+from imaging.dihedral import VARIANTS, transform, undo
+from imaging.refusal import Refusal
+from tests.cache.parts import SIZES, command, experts, make_cache, write_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from cache_tools.read.batch import FusionBatch
+
+
+def take(source: Iterable[PatchBatch], count: int) -> list[PatchBatch]:
+    return list(islice(source, count))
+
+
+def same(one: PatchBatch, other: PatchBatch) -> bool:
+    tensors = ("lr_BCHW", "hr_BCHW", "sr_BECHW", "feats_BCHW", "scale_BTTC2", "origin_B2", "dihedral_B")
+    equal = all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+    return equal and (one.items, one.epoch, one.step) == (other.items, other.epoch, other.step)
+
+
+def all_same(ones: list[PatchBatch], others: list[PatchBatch]) -> bool:
+    return len(ones) == len(others) and all(map(same, ones, others))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("reader"), [(70, 80), (64, 64), (100, 40)])
+
+
+def place_of(patch: torch.Tensor, image: torch.Tensor) -> list[tuple[int, int]]:
+    """Every place in an image where a patch is found, by sliding over all of it."""
+    windows = image.unfold(1, patch.shape[-2], 1).unfold(2, patch.shape[-1], 1)
+    equal = (windows == patch[:, None, None]).flatten(3).all(3).all(0)
+    return [(int(y), int(x)) for y, x in equal.nonzero()]
+
+
+@pytest.mark.parametrize("grid", [1, 8, 32])
+@pytest.mark.parametrize("patch", [32, 40])
+def test_patches_are_cut_at_one_place_from_all(cache: Path, patch: int, grid: int) -> None:
+    """Found by brute force in the whole LR, the same place must hold in HR, SR and features, turned alike."""
+    whole: dict[str, FusionBatch] = {item.items[0]: item for item in iterate_items(cache)}
+    source = CacheDataset(cache, patch=patch, grid=grid, batch=3, seed=grid)
+    turns: set[int] = set()
+    for stored in take(source, 4):
+        batch = dequantize(stored)
+        assert batch.hr_BCHW is not None
+        for number, item in enumerate(stored.items):
+            turn = int(stored.dihedral_B[number])
+            turns.add(turn)
+            image = whole[item]
+            assert image.hr_BCHW is not None
+            places = place_of(undo(batch.lr_BCHW[number], turn), image.lr_BCHW[0])
+            assert len(places) == 1
+            ((top, left),) = places
+            last = [side - patch for side in image.lr_BCHW.shape[-2:]]
+            assert all(at % grid == 0 or at == end for at, end in zip((top, left), last, strict=True))
+            small = (..., slice(top, top + patch), slice(left, left + patch))
+            large = (..., slice(4 * top, 4 * (top + patch)), slice(4 * left, 4 * (left + patch)))
+            assert torch.equal(batch.hr_BCHW[number], transform(image.hr_BCHW[0][large], turn))
+            assert torch.equal(batch.sr_BECHW[number], transform(image.sr_BECHW[0][large], turn))
+            for name in batch.feats:
+                wanted = transform(image.feats[name][0][small], turn)
+                torch.testing.assert_close(batch.feats[name][number], wanted, rtol=1e-5, atol=1e-5)
+    assert len(turns) > 3
+
+
+def test_numpy_undoes_what_transform_does() -> None:
+    image = torch.arange(24).reshape(1, 4, 6)
+    seen = set()
+    for variant in range(VARIANTS):
+        turned = transform(image, variant)
+        mirrored = np.flip(image.numpy(), -1) if variant >= 4 else image.numpy()
+        assert np.array_equal(turned.numpy(), np.rot90(mirrored, variant % 4, (-2, -1)))
+        assert torch.equal(undo(turned, variant), image)
+        seen.add(str(turned.tolist()))
+    assert len(seen) == VARIANTS
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(0, 31), st.integers(0, 31), st.integers(0, 7))
+def test_dequantize_finds_each_pixels_tile(patch: int, top: int, left: int, turn: int) -> None:
+    rng = np.random.default_rng(patch)
+    tiles = (patch + 62) // 32
+    codes = rng.integers(0, 256, (1, 2, patch, patch), np.uint8)
+    scales = rng.normal(size=(1, tiles, tiles, 2, 2)).astype(np.float32)
+    image = torch.zeros(1, 3, patch, patch, dtype=torch.uint8)
+    large = torch.zeros(1, 1, 3, 4 * patch, 4 * patch, dtype=torch.uint8)
+    batch = PatchBatch(
+        lr_BCHW=image,
+        hr_BCHW=large[:, 0],
+        sr_BECHW=large,
+        feats_BCHW=torch.from_numpy(codes),
+        scale_BTTC2=torch.from_numpy(scales),
+        origin_B2=torch.tensor([[top, left]]),
+        dihedral_B=torch.tensor([turn]),
+        slices=(Slice("e", 0, 2),),
+        items=("x",),
+        epoch=0,
+        step=0,
+    )
+    wanted = np.empty((2, patch, patch), np.float32)
+    for y in range(patch):
+        for x in range(patch):
+            pair = scales[0, (top + y) // 32, (left + x) // 32]
+            wanted[:, y, x] = codes[0, :, y, x] * pair[:, 0] + pair[:, 1]
+    found = dequantize(batch).feats["e"][0]
+    torch.testing.assert_close(found, transform(torch.from_numpy(wanted), turn), rtol=1e-5, atol=1e-4)
+
+
+def test_the_stored_batch_is_not_changed_by_decoding(cache: Path) -> None:
+    (stored,) = take(CacheDataset(cache, patch=32, batch=2, augment=False), 1)
+    (again,) = take(CacheDataset(cache, patch=32, batch=2, augment=False), 1)
+    first, second = dequantize(stored), dequantize(stored)
+    assert same(stored, again)
+    assert all(torch.equal(first.feats[name], second.feats[name]) for name in first.feats)
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_workers_do_not_change_the_sequence(cache: Path, crops: int) -> None:
+    source = CacheDataset(cache, patch=32, batch=2, seed=5, crops_per_region=crops)
+    alone = take(source, 7)
+    assert all_same(take(source.loader(0), 7), alone)
+    assert all_same(take(source.loader(2, multiprocessing_context="fork"), 7), alone)
+
+
+@pytest.mark.slow
+def test_spawned_workers_give_the_same(cache: Path) -> None:
+    source = CacheDataset(cache, patch=32, batch=2, seed=5)
+    alone = take(source, 5)
+    assert all_same(take(source.loader(1, multiprocessing_context="spawn"), 5), alone)
+
+
+def test_handles_are_not_carried_into_other_processes(cache: Path) -> None:
+    source = CacheDataset(cache, patch=32, batch=2)
+    first = take(source, 2)
+    copy = pickle.loads(pickle.dumps(source))
+    assert all_same(take(copy, 2), first)
+
+
+def test_seeds_epochs_and_steps_differ(cache: Path) -> None:
+    batches = take(CacheDataset(cache, patch=32, batch=3, seed=1), 4)
+    assert [(one.epoch, one.step) for one in batches] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert len({one.lr_BCHW.numpy().tobytes() for one in batches}) == 4
+    assert not same(batches[0], take(CacheDataset(cache, patch=32, batch=3, seed=2), 1)[0])
+    assert all(len(set(one.items)) == 3 for one in batches)
+
+
+def test_resuming_in_the_middle_of_an_epoch_is_exact(cache: Path) -> None:
+    def source() -> CacheDataset:
+        return CacheDataset(cache, patch=32, batch=2, seed=9, samples=10)
+
+    whole = take(source(), 12)
+    assert source().steps_per_epoch == 5
+    for stop in (1, 4, 7):
+        last = whole[stop - 1]
+        resumed = source()
+        resumed.set_position(last.epoch, last.step + 1)
+        assert all_same(take(resumed.loader(2), 12 - stop), whole[stop:])
+    with pytest.raises(ValueError, match="has 5 steps"):
+        source().set_position(0, 6)
+
+
+def test_ranks_share_one_sequence(cache: Path) -> None:
+    one = take(CacheDataset(cache, patch=32, batch=4, seed=3, samples=16), 4)
+    ranks = [take(CacheDataset(cache, patch=32, batch=2, seed=3, samples=16, rank=r, world=2), 4) for r in range(2)]
+    for whole, *parts in zip(one, *ranks, strict=True):
+        assert whole.items == parts[0].items + parts[1].items
+        assert torch.equal(whole.lr_BCHW, torch.cat([part.lr_BCHW for part in parts]))
+
+
+def test_every_item_is_visited_each_round() -> None:
+    groups = [Group(str(number), (Variant(str(number), 0, 40, 40),)) for number in range(10)]
+    sampler = Sampler(groups, Sampling(patch=32, batch=5, seed=0))
+    for epoch in range(3):
+        seen = [crop.item for step in range(sampler.steps) for crop in sampler.batch(epoch, step)]
+        assert sorted(seen) == sorted(group.id for group in groups)
+
+
+def test_crops_reach_every_edge() -> None:
+    group = Group("x", (Variant("x", 0, 77, 50),))
+    for crops in (1, 4):
+        sampler = Sampler([group], Sampling(patch=32, grid=8, crops_per_region=crops, batch=4, samples=2000))
+        drawn = [crop for step in range(500) for crop in sampler.batch(0, step)]
+        assert {crop.top for crop in drawn} == {0, 8, 16, 24, 32, 40, 45}
+        assert {crop.left for crop in drawn} == {0, 8, 16, 18}
+        assert {crop.dihedral for crop in drawn} == set(range(8))
+
+
+def test_crops_of_a_region_lie_in_the_same_tiles() -> None:
+    group = Group("x", (Variant("x", 0, 500, 500),))
+    sampler = Sampler([group], Sampling(patch=64, grid=8, crops_per_region=4, batch=4, samples=400))
+    for step in range(100):
+        crops = sampler.batch(0, step)
+        for axis in ("top", "left"):
+            places = [getattr(crop, axis) for crop in crops]
+            assert (max(places) + 63) // 32 - min(places) // 32 < 3
+    assert len({crop.top for crop in sampler.batch(0, 3)}) > 1
+
+
+def test_experts_are_chosen_and_ordered(cache: Path) -> None:
+    (both,) = take(CacheDataset(cache, patch=32, batch=2), 1)
+    (turned,) = take(CacheDataset(cache, patch=32, batch=2, experts=["e1", "e0"]), 1)
+    (single,) = take(CacheDataset(cache, patch=32, batch=2, experts=["e1"]), 1)
+    a, b, c = dequantize(both), dequantize(turned), dequantize(single)
+    assert (a.experts, b.experts, c.experts) == (("e0", "e1"), ("e1", "e0"), ("e1",))
+    assert torch.equal(a.sr_BECHW.flip(1), b.sr_BECHW)
+    assert torch.equal(a.sr_BECHW[:, 1:], c.sr_BECHW)
+    assert all(torch.equal(a.feats[name], b.feats[name]) for name in a.feats)
+    assert torch.equal(a.feats["e1"], c.feats["e1"])
+    for item, other in zip(iterate_items(cache), iterate_items(cache, experts=["e1"]), strict=True):
+        assert torch.equal(item.feats["e1"], other.feats["e1"])
+        assert torch.equal(item.sr_BECHW[:, 1:], other.sr_BECHW)
+    with pytest.raises(Refusal, match="no expert 'e2'; known: e0, e1"):
+        CacheReader(cache, experts=["e2"])
+
+
+def test_features_can_be_left_unread(cache: Path) -> None:
+    (batch,) = take(CacheDataset(cache, patch=32, batch=2, features=False), 1)
+    assert batch.feats_BCHW is None
+    assert dequantize(batch).feats == {}
+    assert next(iterate_items(cache, features=False)).feats == {}
+
+
+@pytest.mark.parametrize("profile", ["half", "lossless", "images"])
+def test_every_profile_is_read(tmp_path: Path, profile: str) -> None:
+    root = make_cache(tmp_path, [(64, 64)], profile=profile)
+    item = next(iterate_items(root))
+    batch = dequantize(take(CacheDataset(root, patch=64, batch=1, augment=False), 1)[0])
+    assert torch.equal(batch.sr_BECHW, item.sr_BECHW)
+    assert set(batch.feats) == set(item.feats) == (set() if profile == "images" else {"e0", "e1"})
+    assert all(torch.equal(batch.feats[name], item.feats[name]) for name in item.feats)
+
+
+def test_exact_variants_are_used_instead_of_flips(tmp_path: Path) -> None:
+    root = make_cache(tmp_path, [(32, 40)], dihedral=True)
+    variants: set[str] = set()
+    for batch in take(CacheDataset(root, patch=32, batch=4, samples=40), 10):
+        assert not batch.dihedral_B.any()
+        variants.update(item.rpartition("-d")[2] if "-d" in item else "0" for item in batch.items)
+    assert variants == {str(number) for number in range(8)}
+    plain = take(CacheDataset(root, patch=32, batch=4, samples=40, augment=False), 10)
+    assert all("-d" not in item for batch in plain for item in batch.items)
+
+
+def test_items_smaller_than_a_patch_are_refused_or_left_out(cache: Path) -> None:
+    with pytest.raises(Refusal, match="1 item.*smaller than a patch of 64"):
+        CacheDataset(cache, patch=64)
+    (batch,) = take(CacheDataset(cache, patch=64, batch=4, leave_out_small=True), 1)
+    assert {item[0] for item in batch.items} == {"a", "b"}
+
+
+def test_no_cache_no_items_no_such_item(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(Refusal, match="is not a cache"):
+        CacheReader(tmp_path)
+    with pytest.raises(Refusal, match="no item 'zebra'"):
+        CacheReader(cache, items=["zebra"])
+    root = make_cache(tmp_path, [(16, 16)])
+    next(root.glob("items/*/*.h5")).unlink()
+    with pytest.raises(Refusal, match="holds no items"):
+        CacheReader(root)
+
+
+def test_splits_never_part_an_image(tmp_path: Path) -> None:
+    root = make_cache(tmp_path, [(70, 70)] * 5, regions=2, region_size=32)
+    entries = CacheReader(root).entries
+    train, held = split_items(entries, 0.4)
+    assert sorted(train + held) == sorted(entry.id for entry in entries)
+    assert len({name[0] for name in held}) == 2
+    assert not {name[0] for name in held} & {name[0] for name in train}
+    assert split_items(entries, 0.4) == (train, held)
+    assert len({tuple(split_items(entries, 0.4, seed=seed)[1]) for seed in range(8)}) > 2
+
+
+def live(folder: Path, nets: list[Any], **sampling: Any) -> LiveSource:
+    return LiveSource(nets, hr=folder / "hr", sampling=Sampling(**sampling), context=64)
+
+
+def test_live_gives_what_the_cache_gives(tmp_path: Path) -> None:
+    root = make_cache(tmp_path, SIZES, profile="lossless")
+    nets = experts(tmp_path / "weights")
+    how: dict[str, Any] = {"patch": 32, "batch": 3, "seed": 4}
+    cached = take(CacheDataset(root, **how, augment=False), 4)
+    running = take(live(tmp_path, nets, **how, augment=False).loader(), 4)
+    for one, other in zip(map(dequantize, cached), map(dequantize, running), strict=True):
+        assert (one.items, one.epoch, one.step, one.experts) == (other.items, other.epoch, other.step, other.experts)
+        assert torch.equal(one.lr_BCHW, other.lr_BCHW)
+        assert one.hr_BCHW is not None
+        assert other.hr_BCHW is not None
+        assert torch.equal(one.hr_BCHW, other.hr_BCHW)
+        assert torch.allclose(one.sr_BECHW, other.sr_BECHW, atol=1e-5)
+        assert all(torch.allclose(one.feats[name], other.feats[name], atol=1e-3) for name in one.feats)
+
+
+def test_live_turns_inputs_and_caches_turn_answers(tmp_path: Path) -> None:
+    root = make_cache(tmp_path, SIZES, profile="lossless")
+    nets = experts(tmp_path / "weights")
+    how: dict[str, Any] = {"patch": 32, "batch": 6, "seed": 4}
+    stored = take(CacheDataset(root, **how), 1)[0]
+    cached, running = dequantize(stored), dequantize(take(live(tmp_path, nets, **how), 1)[0])
+    assert torch.equal(cached.lr_BCHW, running.lr_BCHW)
+    turned = stored.dihedral_B != 0
+    assert turned.any()
+    difference = (cached.sr_BECHW - running.sr_BECHW).abs().amax((1, 2, 3, 4))
+    assert (difference[~turned] < 1e-4).all()
+    assert (difference[turned] > 1e-4).any()
+    with pytest.raises(Refusal, match="loader workers"):
+        live(tmp_path, nets, **how).loader(2)
+
+
+def test_live_from_folders_of_images(tmp_path: Path) -> None:
+    hr = write_images(tmp_path / "hr")
+    words = ["import-images", "--hr", hr, "--out", tmp_path / "c", f"truth={hr}"]
+    assert command(*words) == 0
+    from experts.image_folder import ImageFolderExpert
+
+    how: dict[str, Any] = {"patch": 32, "batch": 3, "seed": 4}
+    one = dequantize(take(CacheDataset(tmp_path / "c", **how), 1)[0])
+    other = dequantize(take(live(tmp_path, [ImageFolderExpert(hr, name="truth")], **how), 1)[0])
+    assert torch.equal(one.sr_BECHW, other.sr_BECHW)
+    assert one.hr_BCHW is not None
+    assert torch.equal(one.sr_BECHW[:, 0], one.hr_BCHW)

@@ -1,0 +1,389 @@
+"""`infer.py` as users and challenge toolkits call it: real tiny experts, real files, bad input of every kind."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import infer
+from benchmarks.inference.cost import photograph, run_infer, tiny_expert
+from fusion.inference import pipeline
+from fusion.inference.report.provenance import read_claim, record_path
+from fusion.network import FusionSR
+from imaging.command import DONE, FAILURES_LISTED, INTERRUPTED, REFUSED, run
+from imaging.files import quantize_u8, read_rgb
+from tests.experts.parts import small_network
+from tests.inference.parts import fusion_folder, photo, pixels, save_photos, weights_file
+
+
+@pytest.fixture
+def expert(tmp_path: Path) -> Path:
+    return weights_file(tmp_path / "weights")
+
+
+def call(*words: object) -> int:
+    return run(infer.command_line, [str(word) for word in words])
+
+
+def alone(expert: Path, *words: object) -> int:
+    return call("--model", expert, "--device", "cpu", *words)
+
+
+def reference(path: Path, seed: int = 0) -> np.ndarray:
+    """The network itself on the whole image, rounded once."""
+    with torch.no_grad():
+        sr_BCHW = small_network("EDSR", seed)(read_rgb(path))
+    return quantize_u8(sr_BCHW)[0].permute(1, 2, 0).numpy()
+
+
+def test_folder_of_images(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = save_photos(tmp_path / "in")
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out", "--json") == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["written"]) == 3
+    assert not document["failed"]
+    for path in inputs:
+        difference = pixels(tmp_path / "out" / path.name).astype(int) - reference(path)
+        assert np.abs(difference).max() <= 1  # one thread or two: sums in another order
+
+
+def test_one_file_to_one_file(tmp_path: Path, expert: Path) -> None:
+    (path,) = save_photos(tmp_path, 1)
+    assert alone(expert, "-i", path, "-o", tmp_path / "made" / "big.png") == DONE
+    assert pixels(tmp_path / "made" / "big.png").shape == (96, 96, 3)
+
+
+def test_tiles_and_tta_from_the_command_line(tmp_path: Path, expert: Path) -> None:
+    path = tmp_path / "in.png"
+    Image.fromarray(photo(100, 130)).save(path)
+    assert alone(expert, "-i", path, "-o", tmp_path / "tiles.png", "-t", "96") == DONE
+    assert np.abs(pixels(tmp_path / "tiles.png").astype(int) - reference(path)).max() <= 1
+    record = json.loads(record_path(tmp_path / "tiles.png").read_text())
+    assert record["tiles"] == 4
+    assert alone(expert, "-i", path, "-o", tmp_path / "tta.png", "--tta") == DONE
+    assert (pixels(tmp_path / "tta.png") != pixels(tmp_path / "tiles.png")).any()
+
+
+def test_several_experts_without_a_model_give_their_mean(tmp_path: Path, expert: Path) -> None:
+    second = weights_file(tmp_path / "weights", "tiny-b", seed=1)
+    (path,) = save_photos(tmp_path / "in", 1)
+    words = ["--model", "none", "--experts", f"{expert},{second}", "--device", "cpu"]
+    assert call(*words, "-i", path, "-o", tmp_path / "out") == DONE
+    with torch.no_grad():
+        images = [small_network("EDSR", seed)(read_rgb(path)) for seed in (0, 1)]
+    expected = quantize_u8((images[0] + images[1]) / 2)[0].permute(1, 2, 0).numpy()
+    output = tmp_path / "out" / path.name
+    assert np.abs(pixels(output).astype(int) - expected).max() <= 1
+    assert read_claim(output)["fusion"] == {"kind": "plain mean"}
+
+
+@pytest.mark.parametrize("subset", [None, "tiny-b"])
+def test_fusion_model_and_subsets(tmp_path: Path, expert: Path, subset: str | None, monkeypatch: Any) -> None:
+    second = weights_file(tmp_path / "weights", "tiny-b", seed=1)
+    model = fusion_folder(tmp_path / "model", {"tiny-a": 16, "tiny-b": 16})
+    (path,) = save_photos(tmp_path / "in", 1)
+    experts = {"tiny-a": expert, "tiny-b": second}
+    chosen = [subset] if subset else list(experts)
+    words = ["--model", model, "--experts", ",".join(str(experts[name]) for name in chosen), "--device", "cpu"]
+    assert call(*words, "-i", path, "-o", tmp_path / "out") == DONE
+    found = pixels(tmp_path / "out" / path.name)
+    fusion = FusionSR.from_pretrained(str(model))
+    lr_BCHW, images, feats = read_rgb(path), [], {}
+    for name in chosen:
+        network = small_network("EDSR", list(experts).index(name))
+        caught: list[torch.Tensor] = []
+        network.conv_after_body.register_forward_hook(
+            lambda _m, _i, output, caught=caught: caught.append(output.clone())
+        )
+        with torch.no_grad():
+            images.append(network(lr_BCHW))
+        feats[name] = caught[0]
+    with torch.no_grad():
+        fused = fusion(lr_BCHW, torch.stack(images, 1), feats, chosen).image_BCHW
+    assert np.abs(found.astype(int) - quantize_u8(fused)[0].permute(1, 2, 0).numpy()).max() <= 1
+    claim = read_claim(tmp_path / "out" / path.name)
+    assert list(claim["experts"]) == chosen
+    assert claim["fusion"]["kind"] == "fusion"
+
+
+def test_images_smaller_than_the_fusion_takes(tmp_path: Path, expert: Path) -> None:
+    model = fusion_folder(tmp_path / "model", {"tiny-a": 16})
+    Image.fromarray(photo(3, 5)).save(tmp_path / "in.png")
+    words = ["--model", model, "--experts", expert, "--device", "cpu"]
+    assert call(*words, "-i", tmp_path / "in.png", "-o", tmp_path / "out") == DONE
+    assert pixels(tmp_path / "out" / "in.png").shape == (12, 20, 3)
+
+
+def test_a_folder_of_images_as_an_expert(tmp_path: Path, expert: Path) -> None:
+    inputs = save_photos(tmp_path / "in", 2, side=90)
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "theirs") == DONE
+    words = ["--model", "none", "--experts", f"images:{tmp_path / 'theirs'}", "-t", "40", "--tta"]
+    assert call(*words, "-i", tmp_path / "in", "-o", tmp_path / "out") == DONE
+    for path in inputs:
+        np.testing.assert_array_equal(pixels(tmp_path / "out" / path.name), pixels(tmp_path / "theirs" / path.name))
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_photos(tmp_path / "in")
+    words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "--dry-run", "--json", "-t", "0"]
+    assert alone(expert, *words) == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert document["tiles"] == 3
+    assert document["seconds"] > 0
+    assert document["disk_bytes"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_skip_existing_knows_what_made_an_image(tmp_path: Path, expert: Path, capsys: Any) -> None:
+    inputs = save_photos(tmp_path / "in")
+    base = ["-i", tmp_path / "in", "-o", tmp_path / "out", "--skip-existing", "--json"]
+
+    def written(*words: object, weights: Path = expert) -> set[str]:
+        assert alone(weights, *base, *words) == DONE
+        return {Path(name).stem for name in json.loads(capsys.readouterr().out)["written"]}
+
+    assert len(written()) == 3
+    assert written() == set()
+    (tmp_path / "out" / "image0.png").unlink()
+    assert written() == {"image0"}
+    Image.fromarray(photo(24, 24, seed=9)).save(inputs[1])  # another input
+    assert written() == {"image1"}
+    with (tmp_path / "out" / "image2.png").open("ab") as file:  # a changed output
+        file.write(b"x")
+    assert written() == {"image2"}
+    record_path(tmp_path / "out" / "image0.png").write_text("{")  # a damaged record
+    assert written() == {"image0"}
+    assert len(written("--tta")) == 3  # other options
+    assert len(written("--tta", weights=weights_file(tmp_path / "other", seed=5))) == 3  # other weights, same name
+
+
+def test_verify(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = save_photos(tmp_path / "in", 1)
+    assert alone(expert, "-i", path, "-o", tmp_path / "out", "-t", "0") == DONE
+    output = tmp_path / "out" / path.name
+    verify = ["--verify", output, "-t", "0", "--json"]
+    assert alone(expert, *verify, "-i", path, "-o", tmp_path) == DONE
+    capsys.readouterr()
+    assert alone(expert, *verify, "--tta") == FAILURES_LISTED
+    assert any("tta" in one for one in json.loads(capsys.readouterr().out)["differences"])
+    assert alone(weights_file(tmp_path / "other", seed=5), *verify) == FAILURES_LISTED
+    assert any("weights_sha256" in one for one in json.loads(capsys.readouterr().out)["differences"])
+    data = bytearray(output.read_bytes())
+    data[len(data) // 2] ^= 1
+    output.write_bytes(data)
+    assert alone(expert, *verify) == FAILURES_LISTED
+    assert any("changed after" in one for one in json.loads(capsys.readouterr().out)["differences"])
+    assert alone(expert, "--verify", path) == REFUSED
+
+
+def test_one_bad_image_among_many(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = save_photos(tmp_path / "in", 4)
+    inputs[0].write_bytes(b"")
+    inputs[1].write_bytes(inputs[1].read_bytes()[:-30])
+    (tmp_path / "in" / "text.png").write_text("no image")
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out", "--json") == FAILURES_LISTED
+    document = json.loads(capsys.readouterr().out)
+    assert {Path(name).name for name in document["written"]} == {"image2.png", "image3.png"}
+    assert {Path(name).name for name in document["failed"]} == {"image0.png", "image1.png", "text.png"}
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"image2.png", "image3.png"}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: None, "no such file or folder"),
+        (lambda folder: folder.mkdir(), "holds no images"),
+        (lambda folder: folder.write_bytes(b""), "zero bytes"),
+        (lambda folder: folder.write_text("no image"), "is not an image"),
+    ],
+)
+def test_nothing_to_do_is_refused(tmp_path: Path, expert: Path, make: Any, says: str, capsys: Any) -> None:
+    make(tmp_path / "in")
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out") == REFUSED
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert error.splitlines()[-1].startswith("refused: ")
+
+
+def test_huge_image_is_refused_before_it_is_decoded(tmp_path: Path, expert: Path, capsys: Any) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    assert alone(expert, "-i", tmp_path / "huge.png", "-o", tmp_path / "out") == REFUSED
+    assert "decompression bomb" in capsys.readouterr().err
+
+
+def test_outputs_never_overwrite_inputs(tmp_path: Path, expert: Path, capsys: Any) -> None:
+    (path,) = save_photos(tmp_path / "in", 1)
+    before = path.read_bytes()
+    for target in (tmp_path / "in", path):
+        assert alone(expert, "-i", tmp_path / "in" if target.is_dir() else path, "-o", target) == REFUSED
+        assert "overwrite" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    Image.fromarray(photo(9, 9)).save(tmp_path / "in" / "image0.bmp")
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out", "--ext", "png") == REFUSED
+    assert "both image0.png" in capsys.readouterr().err
+
+
+def test_target_that_cannot_be_written(tmp_path: Path, expert: Path, capsys: Any) -> None:
+    (path,) = save_photos(tmp_path / "in", 1)
+    (tmp_path / "file").write_text("in the way")
+    assert alone(expert, "-i", path, "-o", tmp_path / "file" / "out") == REFUSED
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_too_little_disk_is_refused_before_the_work(
+    tmp_path: Path, expert: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    save_photos(tmp_path / "in")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out") == REFUSED
+    assert "are free" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_failing_write_leaves_nothing_and_the_rest_is_done(tmp_path: Path, expert: Path, capsys: Any) -> None:
+    """The system's own limit on the size of a file, met in the middle of the first image."""
+    save_photos(tmp_path / "in", 1, side=150)
+    Image.fromarray(photo(9, 9)).save(tmp_path / "in" / "small.png")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        code = alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out", "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == FAILURES_LISTED
+    assert "cannot be written" in next(iter(json.loads(capsys.readouterr().out)["failed"].values()))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"small.png", "small.png.json"}
+
+
+def test_interruption_removes_the_current_file_and_the_next_run_resumes(
+    tmp_path: Path, expert: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    save_photos(tmp_path / "in", 3, side=90)
+    words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "-t", "80", "--skip-existing", "--json"]
+    seen: list[str] = []
+    original = pipeline.answer_tile
+
+    def interrupted(ensemble: Any, lr_BCHW: Any, place: Any, **options: Any) -> torch.Tensor:
+        seen.append(place.item)
+        if seen.count("image1") == 3:
+            raise KeyboardInterrupt
+        return original(ensemble, lr_BCHW, place, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "answer_tile", interrupted)
+        assert alone(expert, *words) == INTERRUPTED
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"image0.png", "image0.png.json"}
+    capsys.readouterr()
+    assert alone(expert, *words) == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["skipped"]) == 1
+    assert len(document["written"]) == 2
+
+
+def test_out_of_memory_is_told(tmp_path: Path, expert: Path, monkeypatch: Any, capsys: Any) -> None:
+    path = tmp_path / "in.png"
+    Image.fromarray(photo(170, 130)).save(path)
+    original = pipeline.answer_tile
+
+    def limited(ensemble: Any, lr_BCHW: torch.Tensor, place: Any, **options: Any) -> torch.Tensor:
+        if max(lr_BCHW.shape[-2:]) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(ensemble, lr_BCHW, place, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "answer_tile", limited)
+        assert alone(expert, "-i", path, "-o", tmp_path / "out", "-t", "0", "--json") == DONE
+    assert "out of memory" in json.loads(capsys.readouterr().out)["events"][0]
+    assert "out of memory" in json.loads(record_path(tmp_path / "out" / "in.png").read_text())["events"][0]
+    assert np.abs(pixels(tmp_path / "out" / "in.png").astype(int) - reference(path)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-i", "x"],
+        ["-i", "x", "-o", "y", "--tile", "many"],
+        ["-i", "x", "-o", "y", "--hr", "z"],
+        ["-i", "x", "-o", "y", "--budget", "0.5"],
+        ["-i", "x", "-o", "y", "--budget", "1.5", "--budget-head", "z"],
+        ["-i", "x", "-o", "y", "--experts", "no-such-expert", "--model", "none"],
+        ["-i", "x", "-o", "y", "--model", "none"],
+        ["-i", "x", "-o", "y", "--model", "edsr-s"],
+        ["-i", "x", "-o", "y", "--device", "quantum"],
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(
+    words: list[str], expert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = words if "--model" in words else ["--model", str(expert), *words]
+    assert call(*named) == REFUSED
+    assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_default_model_is_read_from_the_pretrained_folder(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    folder = tmp_path / "pretrained"
+    weights_file(folder)
+    (folder / "default.yaml").write_text("experts: [tiny-a.safetensors]\nfusion: null\n")
+    monkeypatch.setenv("CHAMPIONSHIP_SR_PRETRAINED", str(folder))
+    (path,) = save_photos(tmp_path / "in", 1)
+    assert call("-i", path, "-o", tmp_path / "out") == DONE
+    assert np.abs(pixels(tmp_path / "out" / path.name).astype(int) - reference(path)).max() <= 1
+    (folder / "default.yaml").write_text("expert: [tiny-a.safetensors]\n")
+    assert call("-i", path, "-o", tmp_path / "out") == REFUSED
+    assert "did you mean 'experts'" in capsys.readouterr().err
+
+
+class StandIn:
+    """What the NTIRE toolkit's test.py does: keyword arguments, a device object, then it reads the folder."""
+
+    def __init__(self, data: Path, save: Path) -> None:
+        self.data, self.save = data, save
+
+    def run(self, model_func: Any, model_dir: Path) -> list[np.ndarray]:
+        self.save.mkdir(parents=True)
+        model_func(
+            model_dir=str(model_dir), input_path=str(self.data), output_path=str(self.save), device=torch.device("cpu")
+        )
+        return [pixels(self.save / path.name) for path in sorted(self.data.iterdir())]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_ntire_entry_point(tmp_path: Path, expert: Path, kind: str) -> None:
+    inputs = save_photos(tmp_path / "LR")
+    model_dir = expert
+    if kind == "folder":
+        (expert.parent / "default.yaml").write_text("experts: [tiny-a.safetensors]\n")
+        model_dir = expert.parent
+    outputs = StandIn(tmp_path / "LR", tmp_path / "results").run(infer.main, model_dir)
+    for path, found in zip(inputs, outputs, strict=True):
+        assert np.abs(found.astype(int) - reference(path)).max() <= 1
+
+
+@pytest.mark.slow
+def test_compiled_experts_give_the_same_image(tmp_path: Path, expert: Path) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
+    (path,) = save_photos(tmp_path / "in", 1)
+    assert alone(expert, "-i", path, "-o", tmp_path / "out", "--compile") == DONE
+    assert np.abs(pixels(tmp_path / "out" / path.name).astype(int) - reference(path)).max() <= 1
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
+    """Real processes: sixteen times the pixels, the same peak but for what reading the input takes."""
+    weights = tiny_expert(tmp_path / "tiny.safetensors")
+    peaks = []
+    for height in (256, 4096):
+        Image.fromarray(photograph(512)[:256]).resize((512, height)).save(tmp_path / f"{height}.png")
+        words = ["-t", 128, "--model", "none", "--experts", weights]
+        peaks.append(run_infer("-i", tmp_path / f"{height}.png", "-o", tmp_path / f"{height}-out.png", *words).peak_mb)
+    assert peaks[1] < peaks[0] + 150  # the output alone is 100 MB as levels, 400 MB as floats

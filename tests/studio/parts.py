@@ -1,0 +1,146 @@
+"""A small model folder, the studio's parts around it, and the real command as a process of its own, watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from fusion.studio.jobs.ensemble_cache import ModelWords, Workshop
+from fusion.studio.jobs.job_queue import Desk, Ticket
+from fusion.studio.jobs.result_store import Shelf
+from fusion.studio.jobs.work import Studio, Wish
+from fusion.studio.uploads import Limits
+from fusion.training.loop.journal import TensorBoard
+from fusion.training.loop.run_folder import RunFolder
+from tests.inference.parts import enlarge, ensemble_of, fusion_folder, photo, weights_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+_START_S = 280
+# Put before every import of the watched process: whoever connects beyond this machine is written down and stopped.
+_WATCH = """
+import os, socket
+open(os.environ["STUDIO_TEST_CALLS"] + "-watched", "w").close()
+_connect, _resolve = socket.socket.connect, socket.getaddrinfo
+def _told(place):
+    with open(os.environ["STUDIO_TEST_CALLS"], "a") as file:
+        file.write(f"{place}\\n")
+    raise OSError("no network in this test")
+def connect(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):
+        _told(address)
+    return _connect(self, address)
+def resolve(host, *words, **named):
+    if host not in ("127.0.0.1", "::1", "localhost", None):
+        _told(host)
+    return _resolve(host, *words, **named)
+socket.socket.connect, socket.getaddrinfo = connect, resolve
+"""
+
+
+def model_words(folder: Path, **more: Any) -> ModelWords:
+    """Two small EDSR networks with features and a stirred fusion of both, on the CPU."""
+    experts = tuple(str(weights_file(folder, name, seed)) for seed, name in enumerate(("tiny-a", "tiny-b")))
+    fusion_folder(folder, {"tiny-a": 16, "tiny-b": 16})
+    return ModelWords(str(folder), experts, device="cpu", **more)
+
+
+def studio_of(folder: Path, words: ModelWords | None = None, limits: Limits | None = None) -> Studio:
+    """All parts but the page."""
+    place = folder / "studio"
+    place.mkdir()
+    return Studio(Workshop.of(words or model_words(folder / "model")), Shelf(), limits or Limits(), place)
+
+
+def studio_of_functions(folder: Path) -> Studio:
+    """Two experts that are plain functions of each pixel: any tiling gives the same."""
+    ensemble = ensemble_of(bright=lambda lr: enlarge(lr) * 1.2, dark=lambda lr: enlarge(lr) * 0.7)
+    place = folder / "studio"
+    place.mkdir()
+    return Studio(Workshop(lambda _wanted, _precision: ensemble, ensemble.names), Shelf(), Limits(), place)
+
+
+def save_photo(path: Path, height: int = 24, width: int = 28, seed: int = 0) -> Path:
+    """A small image file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo(height, width, seed=seed)).save(path)
+    return path
+
+
+def make_run(folder: Path, values: dict[str, list[float]], *, ended: bool = False) -> Path:
+    """A run folder as train.py leaves it: event files, config, summary."""
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    run.config.write_text("task: fusion\n")
+    journal = TensorBoard(run, 0)
+    for tag, curve in values.items():
+        for index, value in enumerate(curve):
+            journal.scalars({tag: value}, 10 * index)
+    journal.close()
+    if ended:
+        run.summary.write_text(json.dumps({"best_step": 20, "scores": {"<model>": {"psnr_y": 28.125}}}))
+    return folder
+
+
+def work(studio: Studio, wish: Wish) -> Ticket:
+    """One job, here and now; what it raises comes through."""
+    ticket = Ticket("test", lambda ticket: studio.work(wish, ticket))
+    ticket.work(ticket)
+    return ticket
+
+
+@contextmanager
+def open_desk(places: int = 8) -> Iterator[Desk]:
+    """A desk that is closed in the end."""
+    desk = Desk(places)
+    try:
+        yield desk
+    finally:
+        desk.close()
+
+
+@contextmanager
+def serving(folder: Path, words: Sequence[object]) -> Iterator[str]:
+    """`python -m fusion serve WORDS` on a free port; `folder`/calls lists its connections to elsewhere."""
+    watch = folder / "watch"
+    watch.mkdir(parents=True)
+    (watch / "sitecustomize.py").write_text(_WATCH)
+    threads = str(torch.get_num_threads())  # sums in the same order as in this process
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(watch),
+        "STUDIO_TEST_CALLS": str(folder / "calls"),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
+    command = [sys.executable, "-m", "fusion", "serve", "--port", "0", *map(str, words)]
+    said = folder / "said"
+    with said.open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, stdout=log)
+    try:
+        yield _address(process, said)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _address(process: subprocess.Popen[bytes], said: Path) -> str:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"studio: (http://\S+)", said.read_text())
+        if found:
+            return found.group(1)
+        time.sleep(0.1)
+    raise AssertionError(f"the studio did not start:\n{said.read_text()}")
