@@ -17,17 +17,17 @@ import torch
 
 from experts.open import find_device, open_experts
 from experts.run import NetworkExpert
-from fusion.budget.run import find_head
+from fusion.budget.run import find_budget_model
 from fusion.inference.command import Request, carry_out
 from fusion.inference.ensemble import SCALE, Answer, Ensemble, Place, plain_mean
 from fusion.inference.model_selection import (
     DEFAULT,
     FUSION_MARGIN,
     FUSION_MULTIPLE,
-    Choice,
-    choose,
+    ModelSelection,
     fuse_with,
     model_sha256,
+    select_model,
 )
 from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, request_of
@@ -68,7 +68,7 @@ def command_line(arguments: Sequence[str]) -> int:
     words = parser.parse_args(arguments)
     request = request_of(words)
     if request.budget_head is None and not (request.options.budget is None and request.options.max_loss is None):
-        request = replace(request, budget_head=find_head(words.model, pretrained_folder()))
+        request = replace(request, budget_head=find_budget_model(words.model, pretrained_folder()))
     device = words.device or best_device()
     refiner = None
     if request.options.refine is not None:  # before the experts: it is what is most likely to be incomplete
@@ -94,7 +94,7 @@ def build(
     compiled: bool = False,
 ) -> Ensemble:
     """Open the experts, load the fusion model, check that they belong together."""
-    choice = choose(model, wanted, pretrained_folder())
+    choice = select_model(model, wanted, pretrained_folder())
     where = find_device(device)
     experts = open_experts(choice.experts, device=where, precision=precision, config=config)
     fusion = choice.fusion
@@ -172,7 +172,7 @@ def _identity(expert: Expert) -> dict[str, Any]:
     return identity
 
 
-def _fusion(choice: Choice, experts: int) -> dict[str, Any]:
+def _fusion(choice: ModelSelection, experts: int) -> dict[str, Any]:
     """Which model fused: by content, so that a moved file is the same model."""
     if choice.fusion is None:
         return {"kind": "one expert" if experts == 1 else "plain mean"}

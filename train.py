@@ -18,7 +18,7 @@ from experts.native.ssm import SSM
 from experts.open import open_experts
 from experts.timing import seconds_per_pixel
 from fusion.budget.fit import fit, learned
-from fusion.budget.run import HEAD_FILE
+from fusion.budget.run import BUDGET_FILE
 from fusion.network.base.blend import BaseRecord
 from fusion.network.save import load_model
 from fusion.network.settings import ExpertSlot
@@ -130,9 +130,9 @@ def fit_budget_head(settings: TrainSettings, model_file: Path) -> str | None:
     assert settings.data.cache is not None
     items = source.training_items if learned(model) is None else source.held_out_items
     head, _ = fit(settings.data.cache, seconds, items=items, model=model.to(device).eval(), measured_on=device)
-    write_text(model_file.parent / HEAD_FILE, head.model_dump_json(indent=2) + "\n")
-    log.info("%s: for infer.py --budget, costs measured on %s", model_file.parent / HEAD_FILE, device)
-    return HEAD_FILE
+    write_text(model_file.parent / BUDGET_FILE, head.model_dump_json(indent=2) + "\n")
+    log.info("%s: for infer.py --budget, costs measured on %s", model_file.parent / BUDGET_FILE, device)
+    return BUDGET_FILE
 
 
 def make_task(settings: TrainSettings, live: bool, rank: int, world: int) -> Task:

@@ -19,10 +19,10 @@ from cache_tools.format.schema import Region
 from cache_tools.read.batch import PatchBatch, Slice
 from cache_tools.read.dataset import PatchSource
 from cache_tools.read.sampler import Group, Sampler, Sampling, Variant
-from cache_tools.write.jobs import Job, make_jobs
+from cache_tools.write.jobs import ItemJob, make_jobs
 from cache_tools.write.load import LoadedJob, cut, load_source, with_context
 from cache_tools.write.pairs import find_sources
-from cache_tools.write.run_experts import FOLDER_OF_IMAGES, ask
+from cache_tools.write.run_experts import FOLDER_OF_IMAGES, run_experts
 from experts.spec import SCALE, ExpertOutput
 from imaging.dihedral import transform
 from imaging.refusal import Refusal
@@ -105,7 +105,7 @@ class LiveSource(PatchSource):
         image = self._load(source)
         region = Region(top=crop.top, left=crop.left, height=self.patch, width=self.patch)
         turn = crop.dihedral if self._exact else 0
-        job = Job(crop.item, crop.item, source, region, False, turn, self.patch, self.patch)
+        job = ItemJob(crop.item, crop.item, source, region, False, turn, self.patch, self.patch)
         lr_CHW = transform(cut(image.lr_CHW, region), turn)
         hr_CHW = transform(cut(_present(image.hr_CHW), region, SCALE), turn)
         return LoadedJob(job, image, with_context(region, source, self._context), lr_CHW, hr_CHW)
@@ -121,7 +121,7 @@ class LiveSource(PatchSource):
         answers: dict[int, list[ExpertOutput]] = {}
         for _, alike in groupby(sorted(range(len(loaded)), key=shape), key=shape):
             numbers = list(alike)
-            given = ask(self._networks, [loaded[number] for number in numbers])
+            given = run_experts(self._networks, [loaded[number] for number in numbers])
             answers.update(zip(numbers, given, strict=True))
         return [answers[number] for number in range(len(loaded))]
 
@@ -133,7 +133,7 @@ class LiveSource(PatchSource):
         return torch.cat(stacked, 1).cpu() if stacked else None
 
 
-def _groups(jobs: Sequence[Job], patch: int, where: Path) -> list[Group]:
+def _groups(jobs: Sequence[ItemJob], patch: int, where: Path) -> list[Group]:
     small = [job for job in jobs if min(job.height, job.width) < patch]
     if small:
         what = f"{len(small)} image(s) are smaller than a patch of {patch} (first: {small[0].source.name})"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Verdict:
+class VerifyReport:
     """What a check found. `unfinished` counts planned items that were never made."""
 
     depth: str
@@ -31,12 +31,12 @@ class Verdict:
     unfinished: int = 0
 
 
-def verify(root: Path, *, full: bool, quarantine: bool = False) -> Verdict:
+def verify(root: Path, *, full: bool, quarantine: bool = False) -> VerifyReport:
     """Quick: headers, chunk tables, sizes, recipe, index against folder. Full: every chunk's crc32 as well."""
     store = Store(root)
     manifest = store.manifest
     paths = store.item_paths()
-    verdict = Verdict("full" if full else "quick", len(paths))
+    verdict = VerifyReport("full" if full else "quick", len(paths))
     bad: list[Path] = []
     for path in tqdm(paths, unit="item", desc="verify", disable=None):
         reason = _fault(path, manifest.fingerprint, full=full)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Span:
+class KeptSpan:
     """Along one axis: read [start, stop), keep [keep_start, keep_stop)."""
 
     start: int
@@ -23,28 +23,30 @@ class Span:
 class Tile:
     """A rectangle to run and the rectangle of it to keep, in pixels of the LR image."""
 
-    rows: Span
-    columns: Span
+    rows: KeptSpan
+    columns: KeptSpan
 
 
-def plan_spans(length: int, tile: int, overlap: int, multiple: int = 1) -> list[Span]:
+def plan_kept_spans(length: int, tile: int, overlap: int, multiple: int = 1) -> list[KeptSpan]:
     """Cover `length` by spans of at most `tile` pixels (rounded up to the multiple)."""
     tile = -(-max(tile, 2 * overlap + multiple) // multiple) * multiple
     margin = -(-overlap // multiple) * multiple
     if length <= tile or tile - 2 * margin <= 0:
-        return [Span(0, length, 0, length)] if length <= tile else plan_spans(length, 2 * tile, overlap, multiple)
-    spans: list[Span] = []
+        return (
+            [KeptSpan(0, length, 0, length)] if length <= tile else plan_kept_spans(length, 2 * tile, overlap, multiple)
+        )
+    spans: list[KeptSpan] = []
     kept = 0
     while kept < length:
         start = max(0, kept - margin)
         stop = min(length, start + tile)
         keep_stop = length if stop == length else stop - margin
-        spans.append(Span(start, stop, kept, keep_stop))
+        spans.append(KeptSpan(start, stop, kept, keep_stop))
         kept = keep_stop
     return spans
 
 
 def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[Tile]:
     """Cover an image of height x width; row by row."""
-    columns = plan_spans(width, tile, overlap, multiple)
-    return [Tile(row, column) for row in plan_spans(height, tile, overlap, multiple) for column in columns]
+    columns = plan_kept_spans(width, tile, overlap, multiple)
+    return [Tile(row, column) for row in plan_kept_spans(height, tile, overlap, multiple) for column in columns]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cache_tools.format.store import ExpertIdentityRecord, Recipe, Store
-from cache_tools.write.encode_item import fill
+from cache_tools.write.encode_item import encode_item
 from cache_tools.write.jobs import make_jobs
 from cache_tools.write.load import LoadedJob, LoadedSource
 from cache_tools.write.pairs import Source
@@ -87,7 +87,7 @@ def write_item(root: Path, profile: ProfileName, loaded: LoadedJob, outputs: Seq
     recipe, store = make_recipe_for(profile), Store(root)
     if not store.manifest_path.exists():
         open_store(store, make_manifest(recipe, 0))
-    return ItemWriter(store).write(make_header(recipe, loaded), fill(recipe, loaded, outputs))
+    return ItemWriter(store).write(make_header(recipe, loaded), encode_item(recipe, loaded, outputs))
 
 
 def write_pt(path: Path, loaded: LoadedJob, outputs: Sequence[ExpertOutput]) -> Path:

@@ -28,17 +28,17 @@ def measure_overhead(work: Path, images: int, rounds: int) -> dict[str, Any]:
     inputs_BCHW = [decode_image(load_source(source).lr_CHW)[None] for source in sources]
     for network in networks:
         network.run(inputs_BCHW[0])
-    bare: list[Cost] = []
-    whole: list[Cost] = []
+    bare: list[Overhead] = []
+    whole: list[Overhead] = []
     for number in range(rounds):
-        begin = Cost.now()
+        begin = Overhead.now()
         for lr_BCHW in inputs_BCHW:
             for network in networks:
                 network.run(lr_BCHW)
-        bare.append(Cost.since(begin))
-        begin = Cost.now()
+        bare.append(Overhead.since(begin))
+        begin = Overhead.now()
         report = extract(ExtractSettings(out=folder / f"cache{number}", hr=folder / "hr"), networks)
-        whole.append(Cost.since(begin))
+        whole.append(Overhead.since(begin))
         assert len(report.made) == images
     return {
         "images": images,
@@ -53,19 +53,19 @@ def measure_overhead(work: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Overhead:
     """Seconds on the clock, and seconds that this process's threads had a core; other load stretches only the first."""
 
     wall: float
     cpu: float
 
     @classmethod
-    def now(cls) -> Cost:
+    def now(cls) -> Overhead:
         """Where both clocks stand."""
         return cls(time.perf_counter(), time.process_time())
 
     @classmethod
-    def since(cls, begin: Cost) -> Cost:
+    def since(cls, begin: Overhead) -> Overhead:
         """What passed on both."""
         end = cls.now()
         return cls(round(end.wall - begin.wall, 2), round(end.cpu - begin.cpu, 2))

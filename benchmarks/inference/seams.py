@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fusion.inference.ensemble import SCALE
-from fusion.inference.tiles import RAMP, plan_spans
+from fusion.inference.tiles import RAMP, plan_feathered_spans
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion.inference.tiles import Span
+    from fusion.inference.tiles import FeatheredSpan
 
 _BESIDE = 4  # pixels on both sides of a ramp that still count as the seam
 
@@ -40,7 +40,7 @@ def compare(whole_HWC: np.ndarray, tiled_HWC: np.ndarray, *, tile: int, margin: 
     """Images of one size, in tiles as inference plans them; at least one seam must lie in the image."""
     difference_HWC = tiled_HWC.astype(np.float64) - whole_HWC
     height, width = (side // SCALE for side in whole_HWC.shape[:2])
-    rows, columns = (plan_spans(side, tile, margin, multiple) for side in (height, width))
+    rows, columns = (plan_feathered_spans(side, tile, margin, multiple) for side in (height, width))
     at_H, at_W = _near(rows), _near(columns)
     near_HW = at_H[:, None] | at_W[None]
     if not near_HW.any():
@@ -57,7 +57,7 @@ def compare(whole_HWC: np.ndarray, tiled_HWC: np.ndarray, *, tile: int, margin: 
     )
 
 
-def _near(spans: Sequence[Span]) -> np.ndarray:
+def _near(spans: Sequence[FeatheredSpan]) -> np.ndarray:
     """Along one axis: which pixels lie in a ramp or beside it."""
     near = np.zeros(SCALE * spans[-1].stop, dtype=bool)
     for span in spans[1:]:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from cache_tools.format.errors import ForeignCache, StorageFailed
 from cache_tools.format.store import UNKNOWN, ExpertIdentityRecord, Recipe, Store
-from cache_tools.write.encode_item import fill
+from cache_tools.write.encode_item import encode_item
 from cache_tools.write.extract import Report
-from cache_tools.write.jobs import Job, make_jobs
+from cache_tools.write.jobs import ItemJob, make_jobs
 from cache_tools.write.load import LoadedJob, LoadedSource
 from cache_tools.write.pairs import Failure, Source
 from cache_tools.write.recipe import make_header, make_manifest, require_unmixed
@@ -62,7 +62,7 @@ def import_pt(
                 report.kept.append(loaded.job.id)
                 continue
             require_room(out, item_sizes(recipe, [loaded.job]))
-            writer.write(make_header(recipe, loaded), fill(recipe, loaded, outputs), loaded.job.source.stamp)
+            writer.write(make_header(recipe, loaded), encode_item(recipe, loaded, outputs), loaded.job.source.stamp)
             report.made.append(loaded.job.id)
         except (StorageFailed, ForeignCache):
             raise
@@ -140,7 +140,7 @@ def _loaded(path: Path, name: str, content: Mapping[str, Any], recipe: Recipe) -
     return LoadedJob(job, image, job.region, image.lr_CHW, image.hr_CHW), outputs
 
 
-def _job(path: Path, name: str, height: int, width: int) -> Job:
+def _job(path: Path, name: str, height: int, width: int) -> ItemJob:
     source = Source(name, path, path, height, width)
     return make_jobs([source], regions=0, region_size=0, seed=0, dihedral=False)[0]
 

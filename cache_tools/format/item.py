@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FORMAT = ("v110", "v110")
 
 
-def encode_item(header: Header, arrays: Mapping[str, np.ndarray]) -> memoryview:
+def serialize_item(header: Header, arrays: Mapping[str, np.ndarray]) -> memoryview:
     """Exactly the datasets that the header calls for, in their stored types -> an HDF5 file, in memory."""
     specs = dataset_specs(header)
     _require_arrays(header, specs, arrays)

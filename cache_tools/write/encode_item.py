@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from experts.spec import ExpertOutput
 
 
-def fill(recipe: Recipe, loaded: LoadedJob, outputs: Sequence[ExpertOutput]) -> dict[str, np.ndarray]:
+def encode_item(recipe: Recipe, loaded: LoadedJob, outputs: Sequence[ExpertOutput]) -> dict[str, np.ndarray]:
     """Quantise on the experts' device, move the smaller result once, stack."""
     profile = PROFILES[recipe.profile]
     arrays = {LR: loaded.lr_CHW.contiguous().numpy()}

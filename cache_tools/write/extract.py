@@ -13,13 +13,13 @@ from cache_tools.format.errors import StorageFailed
 from cache_tools.format.item import compression_filters
 from cache_tools.format.layout import read_header
 from cache_tools.format.store import Entry, Store, require_same_recipe
-from cache_tools.write.encode_item import fill
-from cache_tools.write.jobs import Job, make_batches, owned
+from cache_tools.write.encode_item import encode_item
+from cache_tools.write.jobs import ItemJob, make_batches, owned
 from cache_tools.write.load import LoadedJob, load_job
 from cache_tools.write.overlap import overlapped
 from cache_tools.write.pairs import Failure
 from cache_tools.write.recipe import jobs_for, make_header, make_manifest, make_recipe, require_unmixed
-from cache_tools.write.run_experts import ask
+from cache_tools.write.run_experts import run_experts
 from cache_tools.write.space import item_sizes, require_room
 from cache_tools.write.writer import ItemWriter, open_store
 from experts.spec import ExpertOutput
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Batch = tuple[Job, ...]
+Batch = tuple[ItemJob, ...]
 Answer = tuple[LoadedJob, Sequence[ExpertOutput]]
 
 
@@ -90,7 +90,7 @@ class Extraction:
         self._context = context
         self._writer = ItemWriter(store, rank)
 
-    def look_for(self, jobs: Sequence[Job], skip: frozenset[str]) -> None:
+    def look_for(self, jobs: Sequence[ItemJob], skip: frozenset[str]) -> None:
         """Settle what is there already: same recipe, same source files; index what a killed run left unindexed."""
         indexed = {entry.id: entry for entry in self._store.index_lines()}
         for job in jobs:
@@ -127,7 +127,7 @@ class Extraction:
         loaded = [self._read_one(job) for job in batch]
         return [one for one in loaded if one is not None]
 
-    def _read_one(self, job: Job) -> LoadedJob | None:
+    def _read_one(self, job: ItemJob) -> LoadedJob | None:
         try:
             return load_job(job, self._context)
         except (Refusal, OSError) as error:
@@ -138,7 +138,7 @@ class Extraction:
         if not batch:
             return []
         try:
-            answers = ask(self._experts, batch)
+            answers = run_experts(self._experts, batch)
         except Refusal as error:
             if len(batch) > 1:  # one bad image must not cost its neighbours
                 return [answer for loaded in batch for answer in self._compute([loaded])]
@@ -148,7 +148,7 @@ class Extraction:
 
     def _write(self, loaded: LoadedJob, outputs: Sequence[ExpertOutput]) -> None:
         try:
-            arrays = fill(self._recipe, loaded, outputs)
+            arrays = encode_item(self._recipe, loaded, outputs)
             self._writer.write(make_header(self._recipe, loaded), arrays, loaded.job.source.stamp)
             self.report.made.append(loaded.job.id)
         except StorageFailed:
@@ -161,7 +161,7 @@ class Extraction:
         self.report.failures.append(Failure(item, str(error)))
 
 
-def _same_files(header: Header, job: Job) -> bool:
+def _same_files(header: Header, job: ItemJob) -> bool:
     """The slow and certain answer to whether an item was made from these very files."""
     source = job.source
     found = tuple(None if path is None else file_sha256(path) for path in (source.hr, source.lr))

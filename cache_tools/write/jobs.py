@@ -28,7 +28,7 @@ _LONGEST_STEM = 80
 
 
 @dataclass(frozen=True)
-class Job:
+class ItemJob:
     """One item to make; `height` and `width` are its LR size after the flip or rotation."""
 
     id: str
@@ -41,9 +41,9 @@ class Job:
     width: int
 
 
-def make_jobs(sources: Iterable[Source], *, regions: int, region_size: int, seed: int, dihedral: bool) -> list[Job]:
+def make_jobs(sources: Iterable[Source], *, regions: int, region_size: int, seed: int, dihedral: bool) -> list[ItemJob]:
     """All items, in the order of their sources; `regions` 0 means whole images."""
-    jobs: list[Job] = []
+    jobs: list[ItemJob] = []
     for source in sources:
         whole = Region(top=0, left=0, height=source.height, width=source.width)
         sampled = _sample_regions(source, regions, region_size, seed) if regions else [whole]
@@ -53,24 +53,24 @@ def make_jobs(sources: Iterable[Source], *, regions: int, region_size: int, seed
     return jobs
 
 
-def make_batches(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:
+def make_batches(jobs: Sequence[ItemJob], size: int) -> list[tuple[ItemJob, ...]]:
     """Neighbours of equal LR size, `size` at a time: fixed over the whole list, before it is shared out."""
-    batches: list[tuple[Job, ...]] = []
+    batches: list[tuple[ItemJob, ...]] = []
     for _, alike in groupby(jobs, key=lambda job: (job.height, job.width, job.whole)):
         run = list(alike)
         batches += [tuple(run[first : first + size]) for first in range(0, len(run), size)]
     return batches
 
 
-def owned(batches: Sequence[tuple[Job, ...]], rank: int, world: int) -> list[tuple[Job, ...]]:
+def owned(batches: Sequence[tuple[ItemJob, ...]], rank: int, world: int) -> list[tuple[ItemJob, ...]]:
     """The batches of one rank: by the hash of their first id, so that no item has two owners."""
     return [batch for batch in batches if int(short_hash(batch[0].id), 16) % world == rank]
 
 
-def _job(group: str, source: Source, region: Region, whole: bool, variant: int) -> Job:
+def _job(group: str, source: Source, region: Region, whole: bool, variant: int) -> ItemJob:
     size = (region.height, region.width) if variant % 2 == 0 else (region.width, region.height)
     item = f"{group}-d{variant}" if variant else group
-    return Job(item, group, source, region, whole, variant, *size)
+    return ItemJob(item, group, source, region, whole, variant, *size)
 
 
 def _item_id(name: str, region: Region | None) -> str:

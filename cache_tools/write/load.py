@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cache_tools.format.schema import Region
-    from cache_tools.write.jobs import Job
+    from cache_tools.write.jobs import ItemJob
     from cache_tools.write.pairs import Source
 
 
@@ -43,14 +43,14 @@ class LoadedJob:
     alone, flipped and rotated as the item wants it.
     """
 
-    job: Job
+    job: ItemJob
     image: LoadedSource
     window: Region
     lr_CHW: Tensor
     hr_CHW: Tensor | None
 
 
-def load_job(job: Job, context: int) -> LoadedJob:
+def load_job(job: ItemJob, context: int) -> LoadedJob:
     """Read the image (the last one is kept: regions and flips of an image follow one another) and cut it."""
     image = load_source(job.source)
     region = job.region

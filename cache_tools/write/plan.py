@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cache_tools.format.schema import PROFILES, ProfileName
-from cache_tools.write.jobs import Job
+from cache_tools.write.jobs import ItemJob
 from cache_tools.write.load import load_job
 from cache_tools.write.recipe import jobs_for, make_recipe
-from cache_tools.write.run_experts import ask
+from cache_tools.write.run_experts import run_experts
 from cache_tools.write.space import free_bytes, in_words, item_sizes, total_pixels
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _SAMPLE = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """The forecast. `seconds` is extrapolated by LR pixels from one timed sample; None where none was run."""
 
     images: int
@@ -36,7 +36,7 @@ class Plan:
     failures: list[Failure]
 
 
-def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bool = True) -> Plan:
+def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bool = True) -> ExtractionPlan:
     """Count, measure one sample, multiply."""
     jobs, failures = jobs_for(settings)
     sizes: dict[ProfileName, int] = {}
@@ -44,7 +44,7 @@ def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bo
         as_profile = settings.model_copy(update={"profile": profile})
         sizes[profile] = item_sizes(make_recipe(as_profile, experts), jobs)
     pixels = total_pixels(jobs)
-    return Plan(
+    return ExtractionPlan(
         images=len({job.source.name for job in jobs}),
         files=len(jobs),
         lr_pixels=pixels,
@@ -55,22 +55,22 @@ def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bo
     )
 
 
-def seconds_per_pixel(experts: Sequence[Expert], job: Job) -> float:
+def seconds_per_pixel(experts: Sequence[Expert], job: ItemJob) -> float:
     """Time all experts on a part of one image; the second run counts, the first warms up."""
     size = {"height": min(_SAMPLE, job.region.height), "width": min(_SAMPLE, job.region.width)}
     region = job.region.model_copy(update=size)
-    part = Job(job.id, job.group, job.source, region, False, 0, region.height, region.width)
+    part = ItemJob(job.id, job.group, job.source, region, False, 0, region.height, region.width)
     loaded = load_job(part, context=0)
     seconds = 0.0
     for _ in range(2):
         begin = time.perf_counter()
-        for output in ask(experts, [loaded])[0]:
+        for output in run_experts(experts, [loaded])[0]:
             output.sr_BCHW.cpu()  # waits for the device
         seconds = time.perf_counter() - begin
     return seconds / (region.height * region.width)
 
 
-def in_table(plan: Plan, chosen: ProfileName) -> str:
+def in_table(plan: ExtractionPlan, chosen: ProfileName) -> str:
     """The forecast for people."""
     lines = [f"{plan.images} images -> {plan.files} items, {plan.lr_pixels / 1e6:.2f} million LR pixels"]
     for name, size in plan.bytes.items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cache_tools.format.store import Store
-    from cache_tools.write.jobs import Job
+    from cache_tools.write.jobs import ItemJob
     from cache_tools.write.load import LoadedJob
     from cache_tools.write.pairs import Failure
     from experts.spec import Expert
@@ -44,7 +44,7 @@ class ExtractSettings(Settings):
     seed: int = 0
 
 
-def jobs_for(settings: ExtractSettings) -> tuple[list[Job], list[Failure]]:
+def jobs_for(settings: ExtractSettings) -> tuple[list[ItemJob], list[Failure]]:
     """Every item that these settings ask for, of whatever rank, and the images that cannot be used."""
     sources, failures = find_sources(settings.hr, settings.lr)
     jobs = make_jobs(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER_OF_IMAGES = "images"
 
 
-def ask(experts: Sequence[Expert], jobs: Sequence[LoadedJob]) -> list[list[ExpertOutput]]:
+def run_experts(experts: Sequence[Expert], jobs: Sequence[LoadedJob]) -> list[list[ExpertOutput]]:
     """For each job, for each expert: its SR image (1, 3, 4H, 4W) and features (1, C, H, W), cut to the region."""
     by_expert = [_ask_one(expert, jobs) for expert in experts]
     return [list(outputs) for outputs in zip(*by_expert, strict=True)]

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache_tools.format.store import Recipe
-    from cache_tools.write.jobs import Job
+    from cache_tools.write.jobs import ItemJob
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
-def item_sizes(recipe: Recipe, jobs: Sequence[Job]) -> int:
+def item_sizes(recipe: Recipe, jobs: Sequence[ItemJob]) -> int:
     """Bytes of all these items, as if uncompressed."""
     entries = expert_entries(recipe)
     known: dict[tuple[int, int, bool], int] = {}
@@ -72,6 +72,6 @@ def in_words(size: float) -> str:
     return f"{size:.1f} {_UNITS[unit]}" if unit else f"{int(size)} {_UNITS[0]}"
 
 
-def total_pixels(jobs: Iterable[Job]) -> int:
+def total_pixels(jobs: Iterable[ItemJob]) -> int:
     """LR pixels of all items."""
     return sum(job.height * job.width for job in jobs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cache_tools.format.errors import storage_failed
-from cache_tools.format.item import encode_item
+from cache_tools.format.item import serialize_item
 from cache_tools.format.store import Entry
 from cache_tools.read.item_file import TileFile
 from imaging.atomic import atomic_path, remove_dead_temporaries, sync_file, sync_folder, write_text
@@ -37,7 +37,7 @@ class ItemWriter:
     def write(self, header: Header, arrays: Mapping[str, np.ndarray], stamp: str = "") -> Path:
         """Encode, write, check and commit one item."""
         final = self._store.item_path(header.id)
-        content = encode_item(header, arrays)
+        content = serialize_item(header, arrays)
         try:
             with atomic_path(final) as temporary:
                 _write_all(temporary, content)

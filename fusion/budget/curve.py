@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fusion.budget.cells import SCALE, truth_of
 from fusion.budget.model import measure_cells
-from fusion.budget.plan import Outlook, buy_share, predict_tile
+from fusion.budget.plan import Outlook, plan_share, predict_tile
 from imaging.metrics import BORDER, squared_error
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cache_tools.read.reader import CacheReader, FusionBatch
-    from fusion.budget.model import BudgetHead
+    from fusion.budget.model import BudgetModel
 
     Part = tuple[EllipsisType | slice, ...]
     ImagesOf = Callable[[FusionBatch], Sequence[Tensor]]
@@ -34,7 +34,7 @@ _PEAK = 255.0**2
 
 
 def curve(
-    head: BudgetHead, images_of: ImagesOf, reader: CacheReader, tiles: Sequence[int]
+    head: BudgetModel, images_of: ImagesOf, reader: CacheReader, tiles: Sequence[int]
 ) -> dict[int, list[dict[str, float]]]:
     """For each size of tile: mean Y-PSNR over a cache's images for each share of the full cost, bought over all."""
     outlooks: dict[int, dict[str, Outlook]] = {tile: {} for tile in tiles}
@@ -50,10 +50,10 @@ def curve(
 
 
 def _point(
-    head: BudgetHead, outlooks: Mapping[str, Outlook], errors: Mapping[str, np.ndarray], share: float
+    head: BudgetModel, outlooks: Mapping[str, Outlook], errors: Mapping[str, np.ndarray], share: float
 ) -> dict[str, float]:
     """One share: what was spent of the full cost, and the mean PSNR."""
-    chosen, costs_M = buy_share(head, outlooks, share), np.array(head.costs)
+    chosen, costs_M = plan_share(head, outlooks, share), np.array(head.costs)
     pixels = sum(float(one.pixels_N.sum()) for one in outlooks.values())
     seconds = sum(float(costs_M[chosen[name]] @ one.pixels_N) for name, one in outlooks.items())
     left = [np.take_along_axis(errors[name], chosen[name][:, None], 1).sum() for name in outlooks]
@@ -61,7 +61,7 @@ def _point(
     return {"share": share, "spent": seconds / (costs_M[-1] * pixels), "psnr": psnr}
 
 
-def _outlook(head: BudgetHead, tiles: Sequence[Tensor]) -> Outlook:
+def _outlook(head: BudgetModel, tiles: Sequence[Tensor]) -> Outlook:
     found = [predict_tile(head, *measure_cells(lr_BCHW, head.cell)) for lr_BCHW in tiles]
     gains, errors, pixels = zip(*found, strict=True)
     return Outlook(np.stack(gains), np.array(errors), np.array(pixels))
@@ -73,7 +73,7 @@ def _within(maps_MHW: np.ndarray, large: Part) -> np.ndarray:
     return inner_MHW[large].sum((1, 2)) / (maps_MHW.shape[1] * maps_MHW.shape[2])
 
 
-def as_text(head: BudgetHead, curves: Mapping[str, Sequence[Mapping[str, float]]], words: list[str]) -> str:
+def as_text(head: BudgetModel, curves: Mapping[str, Sequence[Mapping[str, float]]], words: list[str]) -> str:
     """The curves as Markdown."""
     costs = ", ".join(f"{name} {head.seconds[name]:g}" for name in head.experts)
     lines = ["# Budgeted inference", "", f"Recorded {date.today().isoformat()} by", ""]

@@ -26,7 +26,7 @@ from fusion.budget.cells import (
     truth_of,
 )
 from fusion.budget.curve import as_text, curve, said
-from fusion.budget.model import BudgetHead
+from fusion.budget.model import BudgetModel
 from fusion.network.base.blend import BaseBlend
 from fusion.network.base.fit import BaseFit
 from fusion.network.save import load_model
@@ -90,7 +90,7 @@ def fit(
     base: BaseRecord | None = None,
     model: FusionSR | None = None,
     measured_on: str = "",
-) -> tuple[BudgetHead, BaseRecord]:
+) -> tuple[BudgetModel, BaseRecord]:
     """The base of all subsets (where none is given), the menu, then the predictions. `items`: which, None for all.
 
     With a `model` what is predicted is what its own images gain: `items` should be some it was not trained on. Without
@@ -110,7 +110,7 @@ def fit(
     menu = make_menu(base, seconds)
     kept = _open(cache, reader.experts, _thinned(reader, ENOUGH if fused is None else ENOUGH_FUSED), fused)
     cells = gather(kept, errors_of_blends(base, menu) if fused is None else errors_of_fusion(fused, menu))
-    head = BudgetHead(
+    head = BudgetModel(
         menu=menu,
         seconds=dict(seconds),
         weights_sha256=reader.recipe.weights(seconds),
@@ -138,7 +138,7 @@ def _open(cache: Path, experts: Sequence[str], items: Sequence[str] | None, mode
     return reader
 
 
-def _images_of(head: BudgetHead, base: BaseRecord, model: FusionSR | None) -> ImagesOf:
+def _images_of(head: BudgetModel, base: BaseRecord, model: FusionSR | None) -> ImagesOf:
     """An item -> the image of each selection."""
     fused, blend = learned(model), BaseBlend(base)
     if fused is None:

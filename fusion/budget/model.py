@@ -30,7 +30,7 @@ MEASURES = ("one", "fine", "middle", "coarse", "fine/middle", "middle/coarse", "
 _TINY = 1e-7  # a quarter of a grey level, squared: below it a cell is flat
 
 
-class BudgetHead(Settings):
+class BudgetModel(Settings):
     """What was learned from a cache: `gains[m]` and `error` are weights over MEASURES of a share of the detail.
 
     `menu` rises in cost from the cheapest expert to all of them; `gains` are those of its later choices over the
@@ -49,7 +49,7 @@ class BudgetHead(Settings):
     measured_on: str = ""
 
     @model_validator(mode="after")
-    def _check(self) -> BudgetHead:
+    def _check(self) -> BudgetModel:
         if set(self.seconds) != set(self.experts) or min(self.seconds.values()) <= 0:
             raise ValueError("seconds must name each expert of the menu, all above 0")
         if any(cheap > dear * (1 + 1e-9) for cheap, dear in pairwise(self.costs)) or set(self.menu[-1]) != set(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusion.budget.model import BudgetHead, choose, measure_cells
+from fusion.budget.model import BudgetModel, choose, measure_cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """An image's tiles, and the choice for each (P, Q) as an index into the head's menu."""
 
     grid: Grid
@@ -57,7 +57,7 @@ class Plan:
     full_seconds: float  # of all experts on this image
     loss_db: float  # predicted
 
-    def document(self, head: BudgetHead) -> dict[str, Any]:
+    def document(self, head: BudgetModel) -> dict[str, Any]:
         """For the report and --json."""
         shares = {
             name: float(np.array([name in choice for choice in head.menu])[self.chosen_PQ].mean())
@@ -73,7 +73,7 @@ class Plan:
         }
 
 
-def look_ahead(head: BudgetHead, source: Source, grid: Grid) -> Outlook:
+def look_ahead(head: BudgetModel, source: Source, grid: Grid) -> Outlook:
     """Measure an LR image: the means over the cells that begin in each tile's counting part."""
     gains, errors, pixels = list[np.ndarray](), list[float](), list[float]()
     for row in grid.rows:
@@ -88,7 +88,7 @@ def look_ahead(head: BudgetHead, source: Source, grid: Grid) -> Outlook:
 
 
 def predict_tile(
-    head: BudgetHead, measures_PQD: np.ndarray, energy_PQ: np.ndarray, pixels_PQ: np.ndarray
+    head: BudgetModel, measures_PQD: np.ndarray, energy_PQ: np.ndarray, pixels_PQ: np.ndarray
 ) -> tuple[np.ndarray, float, float]:
     """A tile's cells as `measure_cells` gives them -> mean gains (M), mean error with all experts, LR pixels."""
     gains_XM, error_X = head.predict(measures_PQD.reshape(-1, measures_PQD.shape[-1]), energy_PQ.ravel())
@@ -96,7 +96,7 @@ def predict_tile(
     return share_X @ gains_XM, float(share_X @ error_X), float(pixels_PQ.sum())
 
 
-def buy_share(head: BudgetHead, outlooks: Mapping[str, Outlook], share: float) -> dict[str, np.ndarray]:
+def plan_share(head: BudgetModel, outlooks: Mapping[str, Outlook], share: float) -> dict[str, np.ndarray]:
     """Image -> the choice for each of its tiles (N), for so much of what all experts would cost on all images."""
     pixels_N = np.concatenate([one.pixels_N for one in outlooks.values()])
     if share >= 1:  # also where fewer experts are predicted to be better
@@ -108,7 +108,7 @@ def buy_share(head: BudgetHead, outlooks: Mapping[str, Outlook], share: float) -
     return dict(zip(outlooks, np.split(chosen_N, ends), strict=True))
 
 
-def buy_loss(head: BudgetHead, outlook: Outlook, max_loss: float) -> np.ndarray:
+def plan_loss(head: BudgetModel, outlook: Outlook, max_loss: float) -> np.ndarray:
     """The choice for each tile of one image (N) that spends as little as the loss in dB, as predicted, allows."""
     full = head.costs[-1] * float(outlook.pixels_N.sum())
     _, curve = choose(outlook.gains_NM, outlook.pixels_N, head.costs, full)
@@ -116,10 +116,10 @@ def buy_loss(head: BudgetHead, outlook: Outlook, max_loss: float) -> np.ndarray:
     return choose(outlook.gains_NM, outlook.pixels_N, head.costs, allowed)[0]
 
 
-def as_plan(head: BudgetHead, outlook: Outlook, grid: Grid, chosen_N: np.ndarray) -> Plan:
+def as_plan(head: BudgetModel, outlook: Outlook, grid: Grid, chosen_N: np.ndarray) -> BudgetPlan:
     """The choices laid out in the image's grid, with what they cost and what they are predicted to lose."""
     costs_M = np.array(head.costs)
     seconds = float(costs_M[chosen_N] @ outlook.pixels_N)
     full = float(costs_M[-1] * outlook.pixels_N.sum())
     chosen_PQ = chosen_N.reshape(len(grid.rows), len(grid.columns))
-    return Plan(grid, chosen_PQ, seconds, full, outlook.loss_db(outlook.gain(chosen_N)))
+    return BudgetPlan(grid, chosen_PQ, seconds, full, outlook.loss_db(outlook.gain(chosen_N)))

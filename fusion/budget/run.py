@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fusion.budget.model import BudgetHead
-from fusion.budget.plan import as_plan, buy_loss, buy_share, look_ahead
+from fusion.budget.model import BudgetModel
+from fusion.budget.plan import as_plan, look_ahead, plan_loss, plan_share
 from fusion.inference.ensemble import PLAIN, Ensemble, Place, answer_tile
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.source import read_source
@@ -24,7 +24,7 @@ from imaging.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fusion.budget.plan import Outlook, Plan
+    from fusion.budget.plan import BudgetPlan, Outlook
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
     from fusion.inference.source import Source
@@ -32,30 +32,30 @@ if TYPE_CHECKING:
 
     GridOf = Callable[[Source], Grid]
 
-HEAD_FILE = "budget.json"  # beside a model's own file
+BUDGET_FILE = "budget.json"  # beside a model's own file
 
 
-def find_head(model: str, pretrained: Path) -> Path:
+def find_budget_model(model: str, pretrained: Path) -> Path:
     """The head that lies in the named model's folder, or beside its file: train.py puts it there."""
     path = pretrained if model == DEFAULT else Path(model)
-    head = (path if path.is_dir() else path.parent) / HEAD_FILE
+    head = (path if path.is_dir() else path.parent) / BUDGET_FILE
     if head.is_file():
         return head
     cure = "add --budget-head FILE from `python -m fusion fit-budget`, or train the model by train.py from a cache"
     raise Refusal("has no budget head beside it", where=f"model {model}", cure=cure)
 
 
-class Buyer:
+class BudgetRunner:
     """Plans a run over all its images, then answers their tiles by the experts that were bought."""
 
-    def __init__(self, head: BudgetHead, budget: float | None, max_loss: float | None) -> None:
+    def __init__(self, head: BudgetModel, budget: float | None, max_loss: float | None) -> None:
         self.head, self._budget, self._max_loss = head, budget, max_loss
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str, BudgetPlan] = {}
 
     @classmethod
-    def load(cls, path: Path, ensemble: Ensemble, options: Options) -> Buyer:
+    def load(cls, path: Path, ensemble: Ensemble, options: Options) -> BudgetRunner:
         """Read the head and refuse one that was made for other experts."""
-        head = load_settings(BudgetHead, path)
+        head = load_settings(BudgetModel, path)
         if set(head.experts) != set(ensemble.names):
             what = f"is for {', '.join(head.experts)}, here run {', '.join(ensemble.names)}"
             raise Refusal(what, where=path, cure="fit it on a cache of these experts")
@@ -91,10 +91,10 @@ class Buyer:
         if not outlooks:
             return
         if self._budget is not None:
-            chosen = buy_share(self.head, outlooks, self._budget)
+            chosen = plan_share(self.head, outlooks, self._budget)
         else:
             assert self._max_loss is not None
-            chosen = {item: buy_loss(self.head, one, self._max_loss) for item, one in outlooks.items()}
+            chosen = {item: plan_loss(self.head, one, self._max_loss) for item, one in outlooks.items()}
         self._plans = {item: as_plan(self.head, outlooks[item], grids[item], chosen[item]) for item in outlooks}
 
     def document(self, item: str) -> dict[str, Any]:

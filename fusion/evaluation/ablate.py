@@ -15,7 +15,7 @@ from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import CacheSource
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.initial_statistics import FILE as FITS
-from fusion.training.tasks.initial_statistics import fits_of
+from fusion.training.tasks.initial_statistics import initial_statistics_of
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
             raise Refusal(f"unknown variant '{name}'", where="--only", cure=nearest(name, variants))
     seeds = _seeds(words.seeds)
     settings = with_the_same_images_held_out(settings)
-    fits_of(CacheSource(settings), settings.run)
+    initial_statistics_of(CacheSource(settings), settings.run)
     rows = {name: summarize([run_variant(settings, name, variants[name], seed) for seed in seeds]) for name in names}
     write_text(settings.run / "ablation.json", json.dumps(rows, indent=2) + "\n")
     if words.json:

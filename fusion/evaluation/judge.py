@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cache_tools.read.reader import CacheReader
 from fusion.network.save import load_model
-from fusion.training.judge.gate import Verdict, paired_bootstrap
+from fusion.training.judge.gate import GateDecision, paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal
@@ -75,7 +75,7 @@ def rivals(table: ScoreTable, experts: Sequence[str]) -> list[str]:
     return [best, MEAN, LEAST_SQUARES, BASE]
 
 
-def against(table: ScoreTable, rival: str) -> Verdict:
+def against(table: ScoreTable, rival: str) -> GateDecision:
     """Paired bootstrap of the fused image's PSNR over a rival's, image by image."""
     ours = {item: score[0] for item, score in table.rows[FUSED].items()}
     theirs = {item: score[0] for item, score in table.rows[rival].items()}

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion.budget.run import Buyer
+from fusion.budget.run import BudgetRunner
 from fusion.inference import forecast
 from fusion.inference.ensemble import EIGHTFOLD, Ensemble, Place, answer_tile
 from fusion.inference.input_check import warn_about
-from fusion.inference.jobs import Job, Sized, check_target, make_jobs, measure_jobs
-from fusion.inference.memory import Cost, auto_tile, measure
-from fusion.inference.pipeline import Outcome, Pipeline
+from fusion.inference.jobs import ImageJob, Sized, check_target, make_jobs, measure_jobs
+from fusion.inference.memory import TileCost, auto_tile, measure
+from fusion.inference.pipeline import Pipeline, RunResult
 from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery
-from fusion.inference.report.provenance import make_claim, verify
+from fusion.inference.report.provenance import make_manifest, verify
 from fusion.inference.report.submission import Facts, check_set, pack
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES
@@ -70,7 +70,7 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     check_target(folder)
     forecast.check_disk(sized, folder)
     warn_about([one.job.input for one in sized])
-    buyer = Buyer.load(request.budget_head, ensemble, request.options) if request.budget_head else None
+    buyer = BudgetRunner.load(request.budget_head, ensemble, request.options) if request.budget_head else None
     gallery = Gallery(ensemble, request.hr, buyer) if request.report else None
     outcome = Pipeline(ensemble, request.options, tile, gallery, buyer, refiner).run(jobs)
     if outcome.failed and not request.input.is_dir():
@@ -92,13 +92,13 @@ def _folder(source: Path, target: Path) -> Path:
     return target.parent if is_file else target
 
 
-def settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) -> tuple[int, Cost | None]:
+def settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) -> tuple[int, TileCost | None]:
     """The tile size, measured where it is not given; the cost only where it was measured."""
     largest = max(max(one.height, one.width) for one in sized)
     if options.tile is not None:
         return options.tile, None
     if not ensemble.can_probe or largest <= _SMALL:
-        unknown = Cost(0.0, None)
+        unknown = TileCost(0.0, None)
         return auto_tile(unknown, ensemble.device, ensemble.margin, ensemble.multiple), None
     cost = probe(ensemble)
     tile = auto_tile(cost, ensemble.device, ensemble.margin, ensemble.multiple)
@@ -106,7 +106,7 @@ def settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) ->
     return tile, cost
 
 
-def probe(ensemble: Ensemble) -> Cost:
+def probe(ensemble: Ensemble) -> TileCost:
     """Run one small tile of noise through everything."""
 
     def run(side: int) -> torch.Tensor:
@@ -120,13 +120,13 @@ def _forecast(
     request: Request,
     ensemble: Ensemble,
     sized: Sequence[Sized],
-    refused: Sequence[tuple[Job, Refusal]],
+    refused: Sequence[tuple[ImageJob, Refusal]],
     tile: int,
-    cost: Cost | None,
+    cost: TileCost | None,
     refiner: Refiner | None,
 ) -> int:
     if cost is None:
-        cost = probe(ensemble) if ensemble.can_probe else Cost(0.0, None)
+        cost = probe(ensemble) if ensemble.can_probe else TileCost(0.0, None)
     turns = len(EIGHTFOLD) if request.options.tta else 1
     document = forecast.forecast(sized, ensemble, tile, turns, cost)
     if refiner is not None:
@@ -142,7 +142,7 @@ def _forecast(
 
 
 def _verify(request: Request, image: Path, ensemble: Ensemble) -> int:
-    verdict = verify(image, make_claim("", ensemble.identity, request.options.claim()), request.input)
+    verdict = verify(image, make_manifest("", ensemble.identity, request.options.claim()), request.input)
     if request.as_json:
         same = not verdict.differences
         print_json({"file": image, "same": same, "differences": verdict.differences, "unchecked": verdict.unchecked})
@@ -156,7 +156,7 @@ def _verify(request: Request, image: Path, ensemble: Ensemble) -> int:
     return FAILURES_LISTED if verdict.differences else DONE
 
 
-def _say(request: Request, outcome: Outcome, extra: dict[str, Any], folder: Path) -> None:
+def _say(request: Request, outcome: RunResult, extra: dict[str, Any], folder: Path) -> None:
     if request.as_json:
         print_json(outcome.document() | extra)
         return

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
-    from fusion.inference.memory import Cost
+    from fusion.inference.memory import TileCost
 
 # Lossless photographs take about this share of their plain bytes; 3 bytes a pixel, as 16 bits and alpha are rare.
 _PNG_SHARE, _BYTES = 0.7, 3
 
 
-def forecast(sized: Sequence[Sized], ensemble: Ensemble, tile: int, turns: int, cost: Cost) -> dict[str, Any]:
+def forecast(sized: Sequence[Sized], ensemble: Ensemble, tile: int, turns: int, cost: TileCost) -> dict[str, Any]:
     """Per image and in all."""
     images = [_image(one, ensemble, tile, turns, cost) for one in sized]
     return {
@@ -67,7 +67,7 @@ def as_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _image(one: Sized, ensemble: Ensemble, tile: int, turns: int, cost: Cost) -> dict[str, Any]:
+def _image(one: Sized, ensemble: Ensemble, tile: int, turns: int, cost: TileCost) -> dict[str, Any]:
     grid = Grid.of(one.height, one.width, tile, ensemble.margin, ensemble.multiple)
     read = sum(row.stop - row.start for row in grid.rows) * sum(span.stop - span.start for span in grid.columns)
     largest = max(row.stop - row.start for row in grid.rows) * max(s.stop - s.start for s in grid.columns)

@@ -35,7 +35,7 @@ class DiskFull(Refusal):
     """No space left: further images would fail as well."""
 
 
-class Sink:
+class ImageWriter:
     """One output file being written: `put` bands, `close`, then `result` waits for the disk; or `abandon` it."""
 
     def __init__(

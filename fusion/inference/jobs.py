@@ -15,7 +15,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Job:
+class ImageJob:
     """One image to make; `item` is its path below the input folder without the suffix."""
 
     input: Path
@@ -27,29 +27,29 @@ class Job:
 class Sized:
     """A job and its LR size, read from the file's header."""
 
-    job: Job
+    job: ImageJob
     height: int
     width: int
 
 
-def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> list[Job]:
+def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> list[ImageJob]:
     """A file or a folder (recursive, structure kept) -> jobs, in order. `ext` auto keeps each file's format."""
     if not source.exists():
         raise Refusal("no such file or folder", where=source, cure="check the path after -i")
     if source.is_dir():
         jobs = _of_folder(source, target, ext, suffix)
     elif target.suffix.lower() in SUFFIXES and not target.is_dir():
-        jobs = [Job(source, target, source.stem)]
+        jobs = [ImageJob(source, target, source.stem)]
     else:
-        jobs = [Job(source, target / _name(source, ext, suffix), source.stem)]
+        jobs = [ImageJob(source, target / _name(source, ext, suffix), source.stem)]
     _check(jobs)
     return jobs
 
 
-def measure_jobs(jobs: list[Job]) -> tuple[list[Sized], list[tuple[Job, Refusal]]]:
+def measure_jobs(jobs: list[ImageJob]) -> tuple[list[Sized], list[tuple[ImageJob, Refusal]]]:
     """Sizes from the headers; what cannot even be opened is told before any computing."""
     sized: list[Sized] = []
-    refused: list[tuple[Job, Refusal]] = []
+    refused: list[tuple[ImageJob, Refusal]] = []
     for job in jobs:
         found = _measured(job)
         if isinstance(found, Sized):
@@ -59,7 +59,7 @@ def measure_jobs(jobs: list[Job]) -> tuple[list[Sized], list[tuple[Job, Refusal]
     return sized, refused
 
 
-def _measured(job: Job) -> Sized | Refusal:
+def _measured(job: ImageJob) -> Sized | Refusal:
     try:
         return Sized(job, *image_size(job.input))
     except Refusal as refusal:
@@ -78,7 +78,7 @@ def check_target(folder: Path) -> None:
         raise Refusal(f"cannot be written to ({error.strerror})", where=folder, cure=cure) from None
 
 
-def _of_folder(source: Path, target: Path, ext: str, suffix: str) -> list[Job]:
+def _of_folder(source: Path, target: Path, ext: str, suffix: str) -> list[ImageJob]:
     if target.is_file() or (target.suffix.lower() in SUFFIXES and not target.is_dir()):
         raise Refusal("is a file name, the input is a folder", where=target, cure="name a folder after -o")
     inputs = list_images(source)
@@ -88,7 +88,7 @@ def _of_folder(source: Path, target: Path, ext: str, suffix: str) -> list[Job]:
     if not inputs:
         raise Refusal("holds no images but those in the output folder", where=source, cure="check -i and -o")
     return [
-        Job(path, target / path.relative_to(source).parent / _name(path, ext, suffix), _item(path, source))
+        ImageJob(path, target / path.relative_to(source).parent / _name(path, ext, suffix), _item(path, source))
         for path in inputs
     ]
 
@@ -101,9 +101,9 @@ def _name(path: Path, ext: str, suffix: str) -> str:
     return f"{path.stem}{suffix}{path.suffix if ext == AUTO else f'.{ext}'}"
 
 
-def _check(jobs: list[Job]) -> None:
+def _check(jobs: list[ImageJob]) -> None:
     inputs = {job.input.resolve() for job in jobs}
-    taken: dict[Path, Job] = {}
+    taken: dict[Path, ImageJob] = {}
     for job in jobs:
         target = job.output.resolve()
         if target in inputs:

@@ -25,14 +25,14 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Cost:
+class TileCost:
     """What one LR pixel costs in a tile; bytes is None where the system does not tell."""
 
     seconds_per_pixel: float
     bytes_per_pixel: float | None
 
 
-def measure(run: Callable[[int], object], device: torch.device, side: int = PROBE) -> Cost:
+def measure(run: Callable[[int], object], device: torch.device, side: int = PROBE) -> TileCost:
     """Run one tile of `side` (after a tiny one, which pays for start-up) and watch clock and memory."""
     run(16)
     used = _reset_peak(device)
@@ -43,10 +43,10 @@ def measure(run: Callable[[int], object], device: torch.device, side: int = PROB
     seconds = time.perf_counter() - began
     peak = _peak(device)
     taken = None if used is None or peak is None else max(peak - used, 0) / side**2
-    return Cost(seconds / side**2, None if taken is None else max(taken, _LEAST_BYTES))
+    return TileCost(seconds / side**2, None if taken is None else max(taken, _LEAST_BYTES))
 
 
-def auto_tile(cost: Cost, device: torch.device, margin: int, multiple: int) -> int:
+def auto_tile(cost: TileCost, device: torch.device, margin: int, multiple: int) -> int:
     """The largest tile of which half the free memory is enough, within sensible bounds."""
     largest = _LARGEST.get(device.type, _LARGEST_ELSEWHERE)
     free = free_bytes(device)

@@ -42,7 +42,7 @@ class DefaultModel(Settings):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelSelection:
     """Experts to open, in order; the fusion model in eval mode or None; where it came from."""
 
     experts: tuple[str, ...]
@@ -50,13 +50,13 @@ class Choice:
     source: str
 
 
-def choose(model: str, experts: Sequence[str] | None, pretrained: Path) -> Choice:
+def select_model(model: str, experts: Sequence[str] | None, pretrained: Path) -> ModelSelection:
     """Read what `model` names; `experts` replaces its own, and a fusion model must know each of them."""
     wanted = tuple(experts) if experts else None
     if model == NONE:
         if wanted is None:
             raise Refusal("names no experts", where="--model none", cure="add --experts a,b")
-        return Choice(wanted, None, NONE)
+        return ModelSelection(wanted, None, NONE)
     if model == DEFAULT:
         return _of_folder(pretrained, wanted)
     path = Path(model)
@@ -66,12 +66,12 @@ def choose(model: str, experts: Sequence[str] | None, pretrained: Path) -> Choic
         cure = f"put {FILE_NAME} or {DEFAULT_FILE} there, or name another model"
         raise Refusal("holds no model", where=path, cure=cure)
     if path.is_file() and not is_fusion_file(path):
-        return Choice(wanted or (str(path),), None, str(path))
+        return ModelSelection(wanted or (str(path),), None, str(path))
     if not path.exists() and "/" not in model:  # an id on the Hub is owner/name: do not ask there for a typing error
         cure = f"name a file or folder, a Hub id as owner/name, or a known expert by --model {NONE} --experts {model}"
         raise Refusal("there is no such model", where=f"--model {model}", cure=cure)
     fusion = FusionSR.from_pretrained(model)
-    return Choice(wanted or fusion.settings.names, fusion, model)
+    return ModelSelection(wanted or fusion.settings.names, fusion, model)
 
 
 def is_fusion_file(path: Path) -> bool:
@@ -81,7 +81,7 @@ def is_fusion_file(path: Path) -> bool:
         return FORMAT.encode() in stream.read(min(length, 1 << 20))
 
 
-def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> Choice:
+def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> ModelSelection:
     settings = load_settings(DefaultModel, folder / DEFAULT_FILE)
     named = tuple(str(folder / one) if (folder / one).is_file() else one for one in settings.experts)
     fusion = None if settings.fusion is None else FusionSR.from_pretrained(str(folder / settings.fusion))
@@ -92,7 +92,7 @@ def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> Choice:
             where="--experts",
             cure=f"choose among {', '.join(fusion.settings.names)}, or add --model none for their plain mean",
         )
-    return Choice(wanted or named, fusion, str(folder / DEFAULT_FILE))
+    return ModelSelection(wanted or named, fusion, str(folder / DEFAULT_FILE))
 
 
 def _name(expert: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion.inference.tiles import plan_spans, smallest_tile, whole
+from fusion.inference.tiles import plan_feathered_spans, smallest_tile, whole
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion.inference.ensemble import Place
-    from fusion.inference.tiles import Span
+    from fusion.inference.tiles import FeatheredSpan
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
 
 
-class Elastic:
+class OutOfMemoryRetry:
     """Runs tiles as large as memory allows; `limit` is the size found, `events` what to tell the user."""
 
     def __init__(self, ask: Callable[[Tensor, Place], Tensor], margin: int, multiple: int) -> None:
@@ -59,10 +59,10 @@ class Elastic:
             self._shrink(side, place, reason)
 
     def _in_parts(self, lr_BCHW: Tensor, place: Place, tile: int) -> Tensor:
-        rows = plan_spans(lr_BCHW.shape[-2], tile, self._margin, self._multiple)
-        columns = plan_spans(lr_BCHW.shape[-1], tile, self._margin, self._multiple)
+        rows = plan_feathered_spans(lr_BCHW.shape[-2], tile, self._margin, self._multiple)
+        columns = plan_feathered_spans(lr_BCHW.shape[-1], tile, self._margin, self._multiple)
 
-        def ask(row: Span, column: Span) -> Tensor:
+        def ask(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
             part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop]
             return self.run(part_BCHW, place.moved(row.start, column.start))
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from fusion.inference.ensemble import EIGHTFOLD, PLAIN, SCALE, answer_tile
-from fusion.inference.image_writer import DiskFull, Sink
-from fusion.inference.jobs import Job, Sized, measure_jobs
-from fusion.inference.oom_retry import Elastic
+from fusion.inference.image_writer import DiskFull, ImageWriter
+from fusion.inference.jobs import ImageJob, Sized, measure_jobs
+from fusion.inference.oom_retry import OutOfMemoryRetry
 from fusion.inference.refining import Refining, with_refiner
-from fusion.inference.report.provenance import KEY, is_current, make_claim, write_record
+from fusion.inference.report.provenance import KEY, is_current, make_manifest, write_record
 from fusion.inference.source import Source, read_source
 from fusion.inference.upscale import Grid, channels_of, upscale
 from imaging.atomic import remove_dead_temporaries
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from fusion.budget.run import Buyer
+    from fusion.budget.run import BudgetRunner
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.options import Options
     from fusion.inference.report.gallery import Gallery
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Outcome:
+class RunResult:
     """What a run has to say: the files written and skipped, the images that failed and why, events on the way."""
 
     written: list[Path] = field(default_factory=list)
@@ -69,8 +69,8 @@ class Outcome:
 class _Open:
     """An image whose last rows are on their way to the disk."""
 
-    job: Job
-    sink: Sink
+    job: ImageJob
+    sink: ImageWriter
     claim: dict[str, Any]
     seen: dict[str, Any]
     megapixels: float
@@ -85,7 +85,7 @@ class Pipeline:
         options: Options,
         tile: int,
         gallery: Gallery | None = None,
-        buyer: Buyer | None = None,
+        buyer: BudgetRunner | None = None,
         refiner: Refiner | None = None,
     ) -> None:
         self.ensemble, self.options, self.tile = with_refiner(ensemble, refiner), options, tile
@@ -95,12 +95,12 @@ class Pipeline:
             ask = partial(buyer.answer, ensemble, turns=turns, maps=gallery is not None)
         else:
             ask = partial(answer_tile, ensemble, turns=turns, maps=gallery is not None)
-        self._elastic = Elastic(ask, ensemble.margin, ensemble.multiple)
-        self.outcome = Outcome(events=self._elastic.events)
+        self._elastic = OutOfMemoryRetry(ask, ensemble.margin, ensemble.multiple)
+        self.outcome = RunResult(events=self._elastic.events)
         assert (refiner is None) == (options.refine is None)
         self._refining = Refining(refiner, options.refine, self.outcome) if refiner and options.refine else None
 
-    def run(self, jobs: Sequence[Job]) -> Outcome:
+    def run(self, jobs: Sequence[ImageJob]) -> RunResult:
         """Make every image that can be made; the rest is listed."""
         for folder in {job.output.parent for job in jobs if job.output.parent.is_dir()}:
             remove_dead_temporaries(folder)
@@ -119,9 +119,9 @@ class Pipeline:
 
     def claim(self, input_sha256: str) -> dict[str, Any]:
         """What an image made now would carry."""
-        return make_claim(input_sha256, self.ensemble.identity, self.options.claim())
+        return make_manifest(input_sha256, self.ensemble.identity, self.options.claim())
 
-    def _skips(self, job: Job) -> bool:
+    def _skips(self, job: ImageJob) -> bool:
         if not self.options.skip_existing or not job.output.is_file():
             return False
         current = is_current(job.output, self.claim(file_sha256(job.input)))
@@ -148,7 +148,7 @@ class Pipeline:
         finally:
             self._settle(previous)
 
-    def _make(self, job: Job, source: Source, progress: _Progress) -> _Open:
+    def _make(self, job: ImageJob, source: Source, progress: _Progress) -> _Open:
         """Compute one image; its last rows may still be on their way when this returns."""
         began = time.perf_counter()
         claim = self.claim(source.sha256)
@@ -160,7 +160,7 @@ class Pipeline:
         page = self._gallery.start(job, source, claim) if self._gallery else None
         size = {"height": SCALE * source.height, "width": SCALE * source.width, "channels": channels_of(source)}
         text = {KEY: json.dumps(claim)}
-        sink = Sink(job.output, **size, depth=depth, icc=source.icc, text=text)
+        sink = ImageWriter(job.output, **size, depth=depth, icc=source.icc, text=text)
         try:
             upscale(
                 source,
@@ -213,7 +213,7 @@ class Pipeline:
         self.outcome.written.append(finished.job.output)
         self.outcome.megapixels += finished.megapixels
 
-    def _fail(self, job: Job, refusal: Refusal) -> None:
+    def _fail(self, job: ImageJob, refusal: Refusal) -> None:
         log.error("%s", refusal)
         self.outcome.failed[job.input] = refusal
 

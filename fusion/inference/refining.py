@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
-    from fusion.inference.pipeline import Outcome
+    from fusion.inference.pipeline import RunResult
     from fusion.inference.report.gallery import Page
     from fusion.inference.source import Source
     from fusion.refinement.open import Refiner
@@ -46,7 +46,7 @@ class Refining:
 
     refiner: Refiner
     how: Blend
-    outcome: Outcome
+    outcome: RunResult
 
     def of(self, source: Source, item: str, page: Page | None) -> Callable[[Tensor], Tensor]:
         """What makes the whole fused image of this source into the refined one."""

@@ -20,14 +20,14 @@ from fusion.inference.ensemble import SCALE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    AskTile = Callable[["Span", "Span"], Tensor]
+    AskTile = Callable[["FeatheredSpan", "FeatheredSpan"], Tensor]
     Finish = Callable[[Tensor], Tensor]
 
 RAMP = 8
 
 
 @dataclass(frozen=True)
-class Span:
+class FeatheredSpan:
     """Along one axis: read [start, stop); count in [low, high), in full from `rise_end` to `fall_start`."""
 
     start: int
@@ -57,39 +57,45 @@ def smallest_tile(margin: int, multiple: int, ramp: int = RAMP) -> int:
     return _up(2 * margin + ramp + max(2 * margin + ramp, 2 * ramp) + 2 * multiple, multiple)
 
 
-def plan_spans(length: int, tile: int, margin: int, multiple: int = 1, ramp: int = RAMP) -> list[Span]:
+def plan_feathered_spans(
+    length: int, tile: int, margin: int, multiple: int = 1, ramp: int = RAMP
+) -> list[FeatheredSpan]:
     """Cover `length`; a tile of 0, or one that the length fits into, is a single span. Spans start at multiples."""
     if tile == 0 or length <= tile:
-        return [Span(0, length, 0, 0, length, length)]
+        return [FeatheredSpan(0, length, 0, 0, length, length)]
     tile = max(_up(tile, multiple), smallest_tile(margin, multiple, ramp))
     if length <= tile:
-        return [Span(0, length, 0, 0, length, length)]
+        return [FeatheredSpan(0, length, 0, 0, length, length)]
     step = (tile - 2 * margin - ramp) // multiple * multiple
     starts = list(range(0, length - tile, step))
     last = (length - tile) // multiple * multiple  # flush with the far edge, or reaching a little beyond a whole tile
     starts += [last] if not starts or last > starts[-1] else []
     stops = [*(start + tile for start in starts[:-1]), length]
     seams = [(left_stop + start - ramp) // 2 for start, left_stop in zip(starts[1:], stops, strict=False)]
-    spans: list[Span] = []
+    spans: list[FeatheredSpan] = []
     for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         low = seams[index - 1] if index else 0
         rise_end = low + ramp if index else 0
         fall_start = seams[index] if index < len(seams) else length
         high = fall_start + ramp if index < len(seams) else length
-        spans.append(Span(start, stop, low, rise_end, fall_start, high))
+        spans.append(FeatheredSpan(start, stop, low, rise_end, fall_start, high))
     return spans
 
 
 def count_tiles(height: int, width: int, tile: int, margin: int, multiple: int = 1) -> int:
     """How many tiles an image takes."""
-    return len(plan_spans(height, tile, margin, multiple)) * len(plan_spans(width, tile, margin, multiple))
+    return len(plan_feathered_spans(height, tile, margin, multiple)) * len(
+        plan_feathered_spans(width, tile, margin, multiple)
+    )
 
 
 def _up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def assemble(rows: Sequence[Span], columns: Sequence[Span], ask: AskTile, finish: Finish) -> Iterator[Tensor]:
+def assemble(
+    rows: Sequence[FeatheredSpan], columns: Sequence[FeatheredSpan], ask: AskTile, finish: Finish
+) -> Iterator[Tensor]:
     """Yield bands (K', h, 4W) as `finish` made them; together they are the image."""
     above_KHW: Tensor | None = None
     for row, next_row in zip_longest(rows, rows[1:]):
@@ -110,7 +116,9 @@ def assemble(rows: Sequence[Span], columns: Sequence[Span], ask: AskTile, finish
 class _Band:
     """One row of tiles on its way to finished rows, and the faded rows that the next row of tiles completes."""
 
-    def __init__(self, row: Span, next_row: Span | None, width: int, above_KHW: Tensor | None, finish: Finish) -> None:
+    def __init__(
+        self, row: FeatheredSpan, next_row: FeatheredSpan | None, width: int, above_KHW: Tensor | None, finish: Finish
+    ) -> None:
         self._rows = SCALE * ((next_row.low if next_row else row.high) - row.low)
         self._overlap = SCALE * (row.high - next_row.low) if next_row else 0
         self._width, self._above_KHW, self._finish = SCALE * width, above_KHW, finish
@@ -132,7 +140,7 @@ class _Band:
         self.done_KHW[..., here] = done
 
 
-def _faded(answer_KHW: Tensor, row: Span, column: Span) -> Tensor:
+def _faded(answer_KHW: Tensor, row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
     """The part of a tile's answer that counts, weighed towards its neighbours; a fresh tensor."""
     top, left = row.low - row.start, column.low - column.start
     part_KHW = answer_KHW[
@@ -144,6 +152,6 @@ def _faded(answer_KHW: Tensor, row: Span, column: Span) -> Tensor:
     return part_KHW * weights_HW.to(part_KHW)
 
 
-def whole(rows: Sequence[Span], columns: Sequence[Span], ask: AskTile) -> Tensor:
+def whole(rows: Sequence[FeatheredSpan], columns: Sequence[FeatheredSpan], ask: AskTile) -> Tensor:
     """The same in one piece, as float."""
     return torch.cat(list(assemble(rows, columns, ask, lambda part_KHW: part_KHW)), dim=-2)

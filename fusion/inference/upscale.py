@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from fusion.inference.ensemble import SCALE, Place
-from fusion.inference.tiles import assemble, plan_spans
+from fusion.inference.tiles import assemble, plan_feathered_spans
 from imaging.files import grey_plane, quantize_u8, quantize_u16
 from imaging.malloc import give_back_memory
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.inference.image_writer import Sink
-    from fusion.inference.oom_retry import Elastic
+    from fusion.inference.image_writer import ImageWriter
+    from fusion.inference.oom_retry import OutOfMemoryRetry
     from fusion.inference.source import Source
-    from fusion.inference.tiles import Span
+    from fusion.inference.tiles import FeatheredSpan
     from imaging.files import Depth
 
 
@@ -42,13 +42,13 @@ class Collector(Protocol):
 class Grid:
     """The tiles of one image."""
 
-    rows: tuple[Span, ...]
-    columns: tuple[Span, ...]
+    rows: tuple[FeatheredSpan, ...]
+    columns: tuple[FeatheredSpan, ...]
 
     @classmethod
     def of(cls, height: int, width: int, tile: int, margin: int, multiple: int) -> Grid:
         """Plan; a `tile` of 0 is the whole image."""
-        rows, columns = (plan_spans(side, tile, margin, multiple) for side in (height, width))
+        rows, columns = (plan_feathered_spans(side, tile, margin, multiple) for side in (height, width))
         return cls(tuple(rows), tuple(columns))
 
     def __len__(self) -> int:
@@ -64,8 +64,8 @@ def upscale(
     source: Source,
     item: str,
     grid: Grid,
-    elastic: Elastic,
-    sink: Sink,
+    elastic: OutOfMemoryRetry,
+    sink: ImageWriter,
     device: torch.device,
     *,
     depth: Depth,
@@ -79,7 +79,7 @@ def upscale(
     and only then, is the image held whole.
     """
 
-    def ask(row: Span, column: Span) -> Tensor:
+    def ask(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
         lr_BCHW = source.window(row.start, row.stop, column.start, column.stop).to(device)
         place = Place(item, row.start, column.start, source.height, source.width)
         layers_KHW = elastic.run(lr_BCHW, place).cpu()

@@ -9,8 +9,8 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 if TYPE_CHECKING:
-    from fusion.studio.jobs.result_store import Shelf
-    from fusion.studio.jobs.result_view import Shown
+    from fusion.studio.jobs.result_store import ResultStore
+    from fusion.studio.jobs.result_view import ResultView
 
 _SCRIPT, _STYLE = "text/javascript", "text/css"
 STATIC = {"viewer.js": _SCRIPT, "viewer_parts.js": _SCRIPT, "viewer.css": _STYLE, "page.css": _STYLE}
@@ -26,7 +26,7 @@ def read_static(name: str) -> str:
 class Addresses:
     """Answers by names that the shelf gave out and by numbers: nothing in an address is ever taken for a path."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: ResultStore) -> None:
         self._shelf = shelf
 
     def add_to(self, app: FastAPI) -> None:
@@ -72,7 +72,7 @@ class Addresses:
         path = _pick(self._find(name).files, index)
         return FileResponse(path, filename=path.name, content_disposition_type="attachment")
 
-    def _find(self, name: str) -> Shown:
+    def _find(self, name: str) -> ResultView:
         shown = self._shelf.get(name)
         if shown is None:
             raise HTTPException(404, "This image is no longer kept; run it again.")

@@ -8,15 +8,15 @@ import gradio as gr
 from fastapi import FastAPI
 
 from fusion.studio.addresses import Addresses, read_static
-from fusion.studio.guard import Guard, take_uploads_only
+from fusion.studio.guard import Guard, accept_uploads_only
 from fusion.studio.page import HEAD, THEME
 
 if TYPE_CHECKING:
-    from fusion.studio.jobs.result_store import Shelf
+    from fusion.studio.jobs.result_store import ResultStore
     from fusion.studio.uploads import Limits
 
 
-def make_app(page: gr.Blocks, shelf: Shelf, limits: Limits, *, loopback: bool) -> Guard:
+def make_app(page: gr.Blocks, shelf: ResultStore, limits: Limits, *, loopback: bool) -> Guard:
     """Everything that answers. Of files gradio serves those that it took in or made, below GRADIO_TEMP_DIR."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     Addresses(shelf).add_to(app)
@@ -36,5 +36,5 @@ def make_app(page: gr.Blocks, shelf: Shelf, limits: Limits, *, loopback: bool) -
         show_error=True,
         max_file_size=int(limits.megabytes * 1e6),
     )
-    take_uploads_only(page)
+    accept_uploads_only(page)
     return Guard(app, loopback=loopback)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-def take_uploads_only(page: gr.Blocks) -> None:
+def accept_uploads_only(page: gr.Blocks) -> None:
     """Every part of the page asks before it takes a file."""
     page.has_launched = True  # from now on gradio's own check is made, too
     for block in page.blocks.values():

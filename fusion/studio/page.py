@@ -10,11 +10,11 @@ from gradio.themes import Base
 from fusion.studio.views.cache_tab import CacheTab
 from fusion.studio.views.cards import masthead
 from fusion.studio.views.runs_tab import RunsTab
-from fusion.studio.views.upscale_tab import build_look
+from fusion.studio.views.upscale_tab import build_upscale_tab
 
 if TYPE_CHECKING:
     from fusion.studio.folders import Folders
-    from fusion.studio.jobs.job_queue import Desk
+    from fusion.studio.jobs.job_queue import JobQueue
     from fusion.studio.jobs.work import Studio
 
 HEAD = (
@@ -27,13 +27,13 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 THEME = Base(primary_hue="teal", neutral_hue="slate", radius_size="md", font=_FONTS, font_mono=_MONO)
 
 
-def build_page(studio: Studio, desk: Desk, folders: Folders) -> gr.Blocks:
+def build_page(studio: Studio, desk: JobQueue, folders: Folders) -> gr.Blocks:
     """Everything there is to see."""
     with gr.Blocks(title="Studio", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(masthead(studio.workshop.whole))
         with gr.Tabs():
             with gr.Tab("Images", id="images"):
-                build_look(studio, desk)
+                build_upscale_tab(studio, desk)
             if folders.cache_root is not None:
                 with gr.Tab("Caches", id="caches") as tab:
                     CacheTab(folders, desk).build(tab)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from fusion.inference.model_selection import DEFAULT
 from fusion.refinement.presets import PRESETS
 from fusion.studio.folders import Folders
-from fusion.studio.jobs.ensemble_cache import ModelWords, RefineWords, Workshop
-from fusion.studio.jobs.job_queue import Desk
-from fusion.studio.jobs.result_store import Shelf
+from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelWords, RefineWords
+from fusion.studio.jobs.job_queue import JobQueue
+from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.work import Studio
 from fusion.studio.uploads import Limits
 from imaging.command import DONE
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     ):
         os.environ.update(_SILENT, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
         chosen = ModelWords(words.model, experts, words.config, words.device, words.budget_head, refine)
-        workshop = Workshop.of(chosen)
-        studio = Studio(workshop, Shelf(), limits, Path(folder))
+        workshop = EnsembleCache.of(chosen)
+        studio = Studio(workshop, ResultStore(), limits, Path(folder))
         _answer(studio, folders, door, words.host)
     return DONE
 
@@ -80,7 +80,7 @@ def _answer(studio: Studio, folders: Folders, door: socket.socket, host: str) ->
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # of every run it would tell where its log ends
     port = door.getsockname()[1]
     loopback = host in _LOOPBACK
-    with closing(Desk()) as desk:
+    with closing(JobQueue()) as desk:
         app = make_app(build_page(studio, desk, folders), studio.shelf, studio.limits, loopback=loopback)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         logging.getLogger("uvicorn.error").addFilter(_is_news)

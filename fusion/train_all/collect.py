@@ -53,7 +53,7 @@ def score_of(file: Path) -> float:
     return float(told["psnr_y"])
 
 
-def harvest(runs: Sequence[Run], troubles: Mapping[str, str], out: Path) -> dict[str, Any]:
+def collect(runs: Sequence[Run], troubles: Mapping[str, str], out: Path) -> dict[str, Any]:
     """Copy each run's file, or the best so far of one that is not over, and say which is which and what went wrong."""
     report: dict[str, Any] = {}
     for one in runs:

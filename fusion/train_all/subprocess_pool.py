@@ -37,7 +37,7 @@ class _Running:
     output: Path
 
 
-def run_children(
+def run_subprocesses(
     commands: Mapping[str, Sequence[str]], *, folder: Path, at_once: int, deadline: float
 ) -> dict[str, Ended]:
     """Run all in the checkout's root until `deadline` (of time.monotonic); what fails does not stop the others."""

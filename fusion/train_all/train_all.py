@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion.train_all.collect import Run, harvest
-from fusion.train_all.subprocess_pool import run_children
+from fusion.train_all.collect import Run, collect
+from fusion.train_all.subprocess_pool import run_subprocesses
 from fusion.train_all.time_budget import StepPlan, plan_steps
 from fusion.training.dry_run import Probe
 from fusion.training.settings import TrainSettings
@@ -44,7 +44,7 @@ CLOSING_SECONDS = 5.0  # of each call, to stop what runs and copy the files
 LEAST_FUSION_SECONDS = 60.0
 
 
-class Plan(Settings):
+class TrainAllPlan(Settings):
     """What is remembered between calls: the words they must share, the seconds used up, the steps of each run."""
 
     minutes: float
@@ -63,9 +63,11 @@ class Session:
         words = [*options.configs, options.start, options.fusion, *options.fusion_set, *options.overrides]
         words += ["--dihedral"] if options.dihedral else []
         self._file = options.work / "plan.json"
-        self.plan = Plan(minutes=options.minutes, words=tuple(str(word) for word in words))
+        self.plan = TrainAllPlan(minutes=options.minutes, words=tuple(str(word) for word in words))
         if self._file.is_file():
-            before = parse_settings(Plan, json.loads(self._file.read_text(encoding="utf-8")), where=str(self._file))
+            before = parse_settings(
+                TrainAllPlan, json.loads(self._file.read_text(encoding="utf-8")), where=str(self._file)
+            )
             if (before.minutes, before.words) != (self.plan.minutes, self.plan.words):
                 raise Refusal("was planned with other words", where=self._file, cure="repeat them, or give --work")
             self.plan = before
@@ -86,12 +88,12 @@ class Session:
         """Write down what this call used of the time."""
         self._write(self.plan.model_copy(update={"used": self.plan.minutes * 60 - self.left}))
 
-    def _write(self, plan: Plan) -> None:
+    def _write(self, plan: TrainAllPlan) -> None:
         write_text(self._file, plan.model_dump_json(indent=2) + "\n")
 
     def children(self, commands: dict[str, list[str]], at_once: int) -> dict[str, Ended]:
         """Run commands until this call's deadline; what fails is noted, and the others go on."""
-        ended = run_children(commands, folder=self.options.work, at_once=at_once, deadline=self.deadline)
+        ended = run_subprocesses(commands, folder=self.options.work, at_once=at_once, deadline=self.deadline)
         self.troubles |= {name.partition(".")[0]: one.trouble for name, one in ended.items() if one.trouble}
         return ended
 
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
             runs += fuse(session, runs)
     finally:
         session.close()
-    report = harvest(runs, session.troubles, options.out)
+    report = collect(runs, session.troubles, options.out)
     print_json(report)
     rest = [name for name, one in report.items() if not one["over"]]
     if rest:

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion.training.loop.accelerator import open_machine
-from fusion.training.loop.initial_weights import start
+from fusion.training.loop.accelerator import open_accelerator
+from fusion.training.loop.initial_weights import load_initial_weights
 from fusion.training.loop.state import new_state
 from fusion.training.loop.step import take_step
 from fusion.training.losses.curriculum import losses_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trial:
+class DryRun:
     """A training that leaves nothing behind."""
 
     settings: TrainSettings
@@ -48,16 +48,16 @@ class Trial:
             yield step
 
 
-def open_trial(settings: TrainSettings, make_task: Callable[[int, int], Task]) -> Trial:
+def open_dry_run(settings: TrainSettings, make_task: Callable[[int, int], Task]) -> DryRun:
     """As a run begins, up to its folder."""
     refuse_for_fusion(settings)
-    accelerator = open_machine(settings)
+    accelerator = open_accelerator(settings)
     losses = losses_of(settings).to(accelerator.device)
     task = make_task(accelerator.process_index, accelerator.num_processes)
-    start(task, settings.network)
+    load_initial_weights(task, settings.network)
     state = new_state(task, settings, accelerator)
     state.wrapped.train()
-    return Trial(settings, accelerator, losses, task, state)
+    return DryRun(settings, accelerator, losses, task, state)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Pace:
 
 def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task], steps: int, warm: int) -> Pace:
     """Real steps, nothing kept: `warm` uncounted ones, in which workers start and memory is reserved, then `steps`."""
-    trial = open_trial(settings, make_task)
+    trial = open_dry_run(settings, make_task)
     waiting, begun, cpu = Waiting(), time.perf_counter(), time.process_time()
     for step in trial.steps(warm + steps, waiting):
         if step + 1 == warm:
@@ -103,7 +103,7 @@ class Probe:
 
 def probe(settings: TrainSettings, make_task: Callable[[int, int], Task], seconds: float) -> Probe:
     """Train for `seconds` beyond the first steps, validate once, keep nothing."""
-    trial = open_trial(settings.model_copy(update={"steps": MOST}), make_task)
+    trial = open_dry_run(settings.model_copy(update={"steps": MOST}), make_task)
     begun, counted = time.perf_counter(), 0
     for step in trial.steps(MOST, Waiting()):
         if step < WARM:

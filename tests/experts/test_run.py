@@ -21,7 +21,7 @@ from experts.pad import mirrored_positions, pad_right_bottom, padded_length
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, Padding, Tap, WeightsSource
 from experts.tap import tapped
-from experts.tiles import plan_spans, plan_tiles
+from experts.tiles import plan_kept_spans, plan_tiles
 from imaging.refusal import Refusal
 from tests.experts.parts import CLASSES, image, save_network, small_network
 
@@ -161,7 +161,7 @@ def test_padding_keeps_the_image_and_leaves_a_fitting_one_alone() -> None:
     multiple=st.sampled_from([1, 8, 16]),
 )
 def test_tiles_cover_every_pixel_once_with_surroundings(length: int, tile: int, overlap: int, multiple: int) -> None:
-    spans = plan_spans(length, tile, overlap, multiple)
+    spans = plan_kept_spans(length, tile, overlap, multiple)
     kept = [x for span in spans for x in range(span.keep_start, span.keep_stop)]
     assert kept == list(range(length))
     for span in spans:

@@ -20,9 +20,9 @@ from cache_tools.read.reader import CacheReader
 from fusion.budget import fit as budget_fit
 from fusion.budget.cells import errors_of_blends, errors_of_fusion, gather
 from fusion.budget.fit import expected_error, learned, make_menu
-from fusion.budget.model import MEASURES, BudgetHead, choose, measure_cells
-from fusion.budget.plan import Outlook, buy_share
-from fusion.budget.run import Buyer
+from fusion.budget.model import MEASURES, BudgetModel, choose, measure_cells
+from fusion.budget.plan import Outlook, plan_share
+from fusion.budget.run import BudgetRunner
 from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
@@ -146,7 +146,7 @@ def test_cells_cover_the_image_once_and_tell_flat_from_busy() -> None:
     assert energy[:, 2:].min() > 1000 * energy[:, 0].max()
 
 
-def head_for(*names: str, **changes: Any) -> BudgetHead:
+def head_for(*names: str, **changes: Any) -> BudgetModel:
     """Every further expert is predicted to gain one hundredth of the detail."""
     fields = {
         "menu": [names[: count + 1] for count in range(len(names))],
@@ -156,7 +156,7 @@ def head_for(*names: str, **changes: Any) -> BudgetHead:
         "cells": 1,
         "source": "test",
     }
-    return BudgetHead.model_validate(fields | changes)
+    return BudgetModel.model_validate(fields | changes)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_heads_that_contradict_themselves_are_refused(change: dict[str, Any]) ->
     if "menu" in change:
         fields["seconds"] = {"cheap": 1.0, "dear": -1.0}
     with pytest.raises(Refusal):
-        parse_settings(BudgetHead, fields, where="test")
+        parse_settings(BudgetModel, fields, where="test")
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def half_busy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_budget(folder: Path, head: BudgetHead, *, report: bool = False, **options: Any) -> dict[str, Any]:
+def run_budget(folder: Path, head: BudgetModel, *, report: bool = False, **options: Any) -> dict[str, Any]:
     """One run; the experts are told apart by how much they brighten."""
     ensemble = ensemble_of(cheap=enlarge, dear=lambda lr_BCHW: enlarge(lr_BCHW) + 0.1)
     ensemble.identity["fusion"]["kind"] = "fusion"
@@ -269,13 +269,13 @@ def test_one_plan_for_all_keeps_the_budget_and_serves_no_worse_than_one_each(see
         )
         for index, count in enumerate(rng.integers(1, 30, 3))
     }
-    pooled = buy_share(head, outlooks, share)
+    pooled = plan_share(head, outlooks, share)
     costs_M = np.array(head.costs)
     spent = sum(float(costs_M[pooled[name]] @ one.pixels_N) for name, one in outlooks.items())
     full = costs_M[-1] * sum(float(one.pixels_N.sum()) for one in outlooks.values())
     least = costs_M[0] / costs_M[-1]
     assert spent <= max(share, least) * full * (1 + 1e-9)
-    apart = {name: buy_share(head, {name: one}, share)[name] for name, one in outlooks.items()}
+    apart = {name: plan_share(head, {name: one}, share)[name] for name, one in outlooks.items()}
     gains = [sum(one.gain(plan[name]) / one.error for name, one in outlooks.items()) for plan in (pooled, apart)]
     dearest_step = max(float((one.gains_NM.max(1) * one.pixels_N).max()) / one.error for one in outlooks.values())
     assert gains[0] >= gains[1] - dearest_step, "but for the last tile, which may not fit"
@@ -306,7 +306,7 @@ def test_a_loss_can_be_asked_for(half_busy: Path, capsys: pytest.CaptureFixture[
         (head_for("cheap", "dear", weights_sha256={"dear": "0" * 64}), "not those the budget was fitted for"),
     ],
 )
-def test_a_head_for_other_experts_is_refused(half_busy: Path, head: BudgetHead, says: str) -> None:
+def test_a_head_for_other_experts_is_refused(half_busy: Path, head: BudgetModel, says: str) -> None:
     with pytest.raises(Refusal, match=says):
         run_budget(half_busy, head, budget=0.5)
 
@@ -315,7 +315,7 @@ def test_without_a_model_there_is_no_budget(half_busy: Path) -> None:
     (half_busy / "head.json").write_text(head_for("cheap", "dear").model_dump_json())
     ensemble = ensemble_of(cheap=enlarge, dear=enlarge)
     with pytest.raises(Refusal, match="no fusion model"):
-        Buyer.load(half_busy / "head.json", ensemble, Options(budget=0.5))
+        BudgetRunner.load(half_busy / "head.json", ensemble, Options(budget=0.5))
 
 
 def make_budget_cache(folder: Path) -> Path:
@@ -388,7 +388,7 @@ def test_fit_from_a_real_cache(tmp_path: Path) -> None:
     words = [cache, "--seconds", "cheap=1,dear=3", "--out", tmp_path / "head.json", "--tile", 16]
     words += ["--check", cache, "--record", tmp_path / "curve.md"]
     assert run(budget_fit.main, [str(word) for word in words]) == DONE
-    head = load_settings(BudgetHead, tmp_path / "head.json")
+    head = load_settings(BudgetModel, tmp_path / "head.json")
     assert head.menu == (("cheap",), ("dear",), ("cheap", "dear"))
     lr = read_rgb(tmp_path / "lr" / "0.png")
     measures_PQD, energy_PQ, _ = measure_cells(lr)

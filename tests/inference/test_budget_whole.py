@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 import train
 from benchmarks.inference import budget as budget_bench
 from fusion.__main__ import main as fusion_command
-from fusion.budget.model import BudgetHead
+from fusion.budget.model import BudgetModel
 from imaging.command import DONE, REFUSED, run
 from imaging.files import write_picture
 from imaging.resize import downscale_8bit
@@ -43,7 +43,7 @@ def experts_of(place: Path) -> str:
 
 
 def test_training_leaves_a_head_with_measured_costs_beside_the_model(place: Path) -> None:
-    head = load_settings(BudgetHead, place / "run" / "budget.json")
+    head = load_settings(BudgetModel, place / "run" / "budget.json")
     assert set(head.experts) == {"ann", "bob"} and len(head.menu) == 3
     assert all(0 < cost < 1e-3 for cost in head.seconds.values())
     assert head.measured_on == "cpu" and set(head.weights_sha256) == {"ann", "bob"}

@@ -16,7 +16,7 @@ from PIL import Image
 import infer
 from benchmarks.inference.cost import photograph, run_infer, tiny_expert
 from fusion.inference import pipeline
-from fusion.inference.report.provenance import read_claim, record_path
+from fusion.inference.report.provenance import read_manifest, record_path
 from fusion.network import FusionSR
 from imaging.command import DONE, FAILURES_LISTED, INTERRUPTED, REFUSED, run
 from imaging.files import quantize_u8, read_rgb
@@ -82,7 +82,7 @@ def test_several_experts_without_a_model_give_their_mean(tmp_path: Path, expert:
     expected = quantize_u8((images[0] + images[1]) / 2)[0].permute(1, 2, 0).numpy()
     output = tmp_path / "out" / path.name
     assert np.abs(pixels(output).astype(int) - expected).max() <= 1
-    assert read_claim(output)["fusion"] == {"kind": "plain mean"}
+    assert read_manifest(output)["fusion"] == {"kind": "plain mean"}
 
 
 @pytest.mark.parametrize("subset", [None, "tiny-b"])
@@ -109,7 +109,7 @@ def test_fusion_model_and_subsets(tmp_path: Path, expert: Path, subset: str | No
     with torch.no_grad():
         fused = fusion(lr_BCHW, torch.stack(images, 1), feats, chosen).image_BCHW
     assert np.abs(found.astype(int) - quantize_u8(fused)[0].permute(1, 2, 0).numpy()).max() <= 1
-    claim = read_claim(tmp_path / "out" / path.name)
+    claim = read_manifest(tmp_path / "out" / path.name)
     assert list(claim["experts"]) == chosen
     assert claim["fusion"]["kind"] == "fusion"
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusion.inference.jobs import Job, make_jobs, measure_jobs
+from fusion.inference.jobs import ImageJob, make_jobs, measure_jobs
 from fusion.inference.options import Options
 from fusion.inference.pipeline import Pipeline
-from fusion.inference.report.provenance import read_claim
+from fusion.inference.report.provenance import read_manifest
 from fusion.inference.source import read_source
 from imaging.refusal import Refusal
 from tests.imaging.test_fuzz import seed_files
@@ -60,7 +60,7 @@ def test_thousands_of_mutants_are_read_or_refused_in_one_line(tmp_path: Path) ->
         suffix, data = files[number % len(files)]
         path = tmp_path / f"mutant.{suffix}"
         path.write_bytes(mutated(mutated(data, rng), rng) if number % 3 == 0 else mutated(data, rng))
-        sized, failed = measure_jobs([Job(path, tmp_path / "out.png", "mutant")])
+        sized, failed = measure_jobs([ImageJob(path, tmp_path / "out.png", "mutant")])
         try:
             source = read_source(path)
         except Refusal as refusal:
@@ -93,4 +93,4 @@ def test_every_mutant_is_made_or_listed(tmp_path: Path) -> None:
     assert found == set(outcome.written)  # no half-written file, no temporary one
     for path in outcome.written[:20]:
         assert pixels(path).ndim in (2, 3)
-        assert read_claim(path)["input_sha256"]
+        assert read_manifest(path)["input_sha256"]

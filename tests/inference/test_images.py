@@ -15,14 +15,14 @@ from PIL import Image, ImageCms
 
 from fusion.inference.jobs import make_jobs, measure_jobs
 from fusion.inference.options import Options
-from fusion.inference.pipeline import Outcome, Pipeline
+from fusion.inference.pipeline import Pipeline, RunResult
 from fusion.inference.source import read_source
 from imaging.files import read_picture, write_picture
 from imaging.resize import resize_bicubic
 from tests.inference.parts import ensemble_of, photo, pixels
 
 
-def upscale(source: Path, target: Path, tile: int = 24, **options: Any) -> Outcome:
+def upscale(source: Path, target: Path, tile: int = 24, **options: Any) -> RunResult:
     """One run with the repeating expert, in small tiles."""
     chosen = Options(tile=tile, **options)
     return Pipeline(ensemble_of(margin=2), chosen, tile).run(make_jobs(source, target, chosen.ext, chosen.suffix))

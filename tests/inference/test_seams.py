@@ -12,7 +12,7 @@ from benchmarks.inference import cost as bench
 from benchmarks.inference.seams import compare
 from experts.catalog import load_catalog
 from fusion.inference.ensemble import Ensemble, Place, answer_tile
-from fusion.inference.tiles import Span, plan_spans, whole
+from fusion.inference.tiles import FeatheredSpan, plan_feathered_spans, whole
 from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 from infer import build
@@ -43,9 +43,9 @@ def levels(answer_KHW: torch.Tensor) -> np.ndarray:
 
 
 def in_tiles(ensemble: Ensemble, lr_BCHW: torch.Tensor, margin: int) -> np.ndarray:
-    rows, columns = (plan_spans(side, TILE, margin, ensemble.multiple) for side in SIZE)
+    rows, columns = (plan_feathered_spans(side, TILE, margin, ensemble.multiple) for side in SIZE)
 
-    def ask(row: Span, column: Span) -> torch.Tensor:
+    def ask(row: FeatheredSpan, column: FeatheredSpan) -> torch.Tensor:
         part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop]
         return answer_tile(ensemble, part_BCHW, Place("cat", row.start, column.start, *SIZE))
 
@@ -78,7 +78,7 @@ def test_the_measure_finds_a_line_and_ignores_noise() -> None:
     clean = compare(whole_HWC, noisy, **plan)
     assert clean.at_seams == pytest.approx(0.5, rel=0.02) == clean.elsewhere
     assert clean.step < 0.2
-    seam = 4 * plan_spans(160, 80, 8)[1].low
+    seam = 4 * plan_feathered_spans(160, 80, 8)[1].low
     noisy[:, seam:] += 0.4
     assert compare(whole_HWC, noisy, **plan).step == pytest.approx(0.4, abs=0.1)
     with pytest.raises(Refusal, match="has no seam"):

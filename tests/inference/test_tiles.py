@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import correlate
 
 from fusion.inference.ensemble import EIGHTFOLD, Place, answer_tile
-from fusion.inference.oom_retry import Elastic, is_out_of_memory
-from fusion.inference.tiles import RAMP, Span, assemble, plan_spans, smallest_tile, whole
+from fusion.inference.oom_retry import OutOfMemoryRetry, is_out_of_memory
+from fusion.inference.tiles import RAMP, FeatheredSpan, assemble, plan_feathered_spans, smallest_tile, whole
 from imaging.refusal import Refusal
 from tests.experts.parts import image, small_network
 from tests.inference.parts import enlarge, ensemble_of
@@ -28,7 +28,7 @@ PLACE = Place("test", 0, 0, 0, 0)
     multiple=st.sampled_from([1, 8, 16, 64]),
 )
 def test_spans_cover_with_context_and_weights_sum_to_one(length: int, tile: int, margin: int, multiple: int) -> None:
-    spans = plan_spans(length, tile, margin, multiple)
+    spans = plan_feathered_spans(length, tile, margin, multiple)
     total = np.zeros(4 * length)
     for span in spans:
         assert 0 <= span.start <= span.low <= span.rise_end <= span.fall_start <= span.high <= span.stop <= length
@@ -56,16 +56,16 @@ def test_tiled_filter_equals_scipy_on_the_whole_image(height: int, width: int, t
     assert reference.shape == large.shape
     weight = torch.from_numpy(kernel)[None, None]
 
-    def ask(row: Span, column: Span) -> torch.Tensor:
+    def ask(row: FeatheredSpan, column: FeatheredSpan) -> torch.Tensor:
         part = torch.from_numpy(lr_HW[row.start : row.stop, column.start : column.stop])[None, None]
         return enlarge(F.conv2d(part, weight, padding=radius))[0]
 
-    rows, columns = (plan_spans(side, tile, radius, 1) for side in (height, width))
+    rows, columns = (plan_feathered_spans(side, tile, radius, 1) for side in (height, width))
     np.testing.assert_allclose(whole(rows, columns, ask)[0].numpy(), reference, atol=1e-5)
 
 
 def test_bands_come_in_order_and_are_finished_once() -> None:
-    rows, columns = plan_spans(150, 50, 4), plan_spans(90, 50, 4)
+    rows, columns = plan_feathered_spans(150, 50, 4), plan_feathered_spans(90, 50, 4)
     position = torch.arange(4 * 150).float()[:, None] * 1000 + torch.arange(4 * 90)
     bands = list(
         assemble(
@@ -81,13 +81,13 @@ def test_bands_come_in_order_and_are_finished_once() -> None:
 
 def tiled_and_whole(
     architecture: str, size: tuple[int, int], margin: int, multiple: int, tile: int
-) -> tuple[torch.Tensor, torch.Tensor, list[Span]]:
+) -> tuple[torch.Tensor, torch.Tensor, list[FeatheredSpan]]:
     """A small real network over a smooth image in tiles and at once, and the spans of the columns."""
     network = small_network(architecture)
     lr_BCHW = F.interpolate(image(12, 20), size=size, mode="bicubic").clamp(0, 1)
-    rows, columns = (plan_spans(side, tile, margin, multiple) for side in size)
+    rows, columns = (plan_feathered_spans(side, tile, margin, multiple) for side in size)
 
-    def ask(row: Span, column: Span) -> torch.Tensor:
+    def ask(row: FeatheredSpan, column: FeatheredSpan) -> torch.Tensor:
         return network(lr_BCHW[..., row.start : row.stop, column.start : column.stop])[0]
 
     with torch.no_grad():
@@ -135,7 +135,7 @@ def cpu_error() -> RuntimeError:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), None])
 def test_out_of_memory_goes_on_with_smaller_tiles(error: Exception | None) -> None:
     ask = Limited(error or cpu_error(), largest=100)
-    elastic = Elastic(ask, margin=8, multiple=8)
+    elastic = OutOfMemoryRetry(ask, margin=8, multiple=8)
     lr_BCHW = image(300, 260)
     result = elastic.run(lr_BCHW, PLACE)
     torch.testing.assert_close(result, enlarge(lr_BCHW)[0])
@@ -150,13 +150,13 @@ def test_out_of_memory_goes_on_with_smaller_tiles(error: Exception | None) -> No
 
 
 def test_memory_for_nothing_is_refused() -> None:
-    elastic = Elastic(Limited(torch.OutOfMemoryError("CUDA out of memory"), largest=10), margin=4, multiple=1)
+    elastic = OutOfMemoryRetry(Limited(torch.OutOfMemoryError("CUDA out of memory"), largest=10), margin=4, multiple=1)
     with pytest.raises(Refusal, match="out of memory even in tiles of"):
         elastic.run(image(200, 200), PLACE)
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
-    elastic = Elastic(Limited(RuntimeError("shapes cannot be multiplied"), largest=10), margin=4, multiple=1)
+    elastic = OutOfMemoryRetry(Limited(RuntimeError("shapes cannot be multiplied"), largest=10), margin=4, multiple=1)
     with pytest.raises(RuntimeError, match="multiplied"):
         elastic.run(image(200, 200), PLACE)
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

@@ -18,7 +18,7 @@ from PIL import Image
 import infer
 from fusion import __main__ as fusion_main
 from fusion.evaluation.curve import texture_gap
-from fusion.inference.report.provenance import read_claim, record_path
+from fusion.inference.report.provenance import read_manifest, record_path
 from imaging.command import DONE, FAILURES_LISTED, REFUSED, run
 from imaging.files import read_rgb
 from imaging.resize import downscale_8bit
@@ -84,7 +84,7 @@ def test_end_to_end_with_lora_report_and_provenance(room: Path, tmp_path: Path) 
     assert document["refined"]["a"]["low_band_drift"] < 0.01
     assert document["refined"]["a"]["lr_rms"] != document["refined"]["a"]["lr_rms_before"]
     assert pixels(out / "a.png").shape == (68, 92, 3)
-    claim = read_claim(out / "a.png")
+    claim = read_manifest(out / "a.png")
     assert claim["options"]["refine"] == {"strength": 1.0, "colour": "wavelet", "seed": 3}
     assert claim["refine"]["lora"].keys() == {"transformer.safetensors", "vae.safetensors"}
     assert re.fullmatch(r"[0-9a-f]{64}", claim["refine"]["base"]["transformer/diffusion_pytorch_model.safetensors"])

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from fusion.studio.jobs.ensemble_cache import ModelWords, Workshop
-from fusion.studio.jobs.job_queue import Desk, Ticket
-from fusion.studio.jobs.result_store import Shelf
+from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelWords
+from fusion.studio.jobs.job_queue import JobQueue, Ticket
+from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.work import Studio, Wish
 from fusion.studio.uploads import Limits
 from fusion.training.loop.journal import TensorBoard
@@ -61,7 +61,7 @@ def studio_of(folder: Path, words: ModelWords | None = None, limits: Limits | No
     """All parts but the page."""
     place = folder / "studio"
     place.mkdir()
-    return Studio(Workshop.of(words or model_words(folder / "model")), Shelf(), limits or Limits(), place)
+    return Studio(EnsembleCache.of(words or model_words(folder / "model")), ResultStore(), limits or Limits(), place)
 
 
 def studio_of_functions(folder: Path) -> Studio:
@@ -69,7 +69,7 @@ def studio_of_functions(folder: Path) -> Studio:
     ensemble = ensemble_of(bright=lambda lr: enlarge(lr) * 1.2, dark=lambda lr: enlarge(lr) * 0.7)
     place = folder / "studio"
     place.mkdir()
-    return Studio(Workshop(lambda _wanted, _precision: ensemble, ensemble.names), Shelf(), Limits(), place)
+    return Studio(EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names), ResultStore(), Limits(), place)
 
 
 def save_photo(path: Path, height: int = 24, width: int = 28, seed: int = 0) -> Path:
@@ -102,9 +102,9 @@ def work(studio: Studio, wish: Wish) -> Ticket:
 
 
 @contextmanager
-def open_desk(places: int = 8) -> Iterator[Desk]:
+def open_desk(places: int = 8) -> Iterator[JobQueue]:
     """A desk that is closed in the end."""
-    desk = Desk(places)
+    desk = JobQueue(places)
     try:
         yield desk
     finally:

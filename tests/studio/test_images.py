@@ -15,14 +15,14 @@ from PIL import Image
 
 import infer
 from fusion.inference.options import Options
-from fusion.inference.report.provenance import read_claim, read_record
+from fusion.inference.report.provenance import read_manifest, read_record
 from fusion.network import FusionSR
 from fusion.network.save import FILE_NAME
 from fusion.refinement.presets import Blend
-from fusion.studio.jobs.ensemble_cache import ModelWords, RefineWords, Workshop
+from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelWords, RefineWords
 from fusion.studio.jobs.job_queue import Stopped, Ticket
-from fusion.studio.jobs.progress import Watch
-from fusion.studio.jobs.result_store import Shelf
+from fusion.studio.jobs.progress import EnsembleProgress
+from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.work import Studio, Wish
 from fusion.studio.uploads import Limits
 from imaging.command import DONE
@@ -35,12 +35,12 @@ from tests.refinement.parts import need_diffusion, save_sd3
 from tests.studio.parts import model_words, save_photo, studio_of, studio_of_functions, work
 
 if TYPE_CHECKING:
-    from fusion.studio.jobs.result_view import Shown
+    from fusion.studio.jobs.result_view import ResultView
 
 BOTH = ("tiny-a", "tiny-b")
 
 
-def only(studio: Studio, ticket: Ticket) -> Shown:
+def only(studio: Studio, ticket: Ticket) -> ResultView:
     """The one image that a job made."""
     assert ticket.news.amiss == []
     (name,) = ticket.news.finished
@@ -77,7 +77,7 @@ def test_the_file_is_that_of_the_command(
     assert output.read_bytes() == expected.read_bytes()
     assert output.name == "photo.png"
     assert json.loads(record.read_text())["output_sha256"] == (read_record(expected) or {})["output_sha256"]
-    assert list(read_claim(output)["experts"]) == list(experts)
+    assert list(read_manifest(output)["experts"]) == list(experts)
 
 
 def test_maps_and_pictures_are_the_networks_own(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_progress_counts_every_call(tmp_path: Path) -> None:
     studio = studio_of_functions(tmp_path)
     source = save_photo(tmp_path / "photo.png", 80, 80)
     ticket = work(studio, Wish((source,), ("bright", "dark"), "fp32", Options(tile=24)))
-    watch: Watch = ticket.news.watch
+    watch: EnsembleProgress = ticket.news.watch
     tiles = only(studio, ticket).seen["tiles"]
     assert tiles > 1
     assert {name: (one.done, one.expected) for name, one in watch.stages.items()} == {
@@ -237,7 +237,7 @@ def test_a_folder_with_experts_of_its_own(tmp_path: Path) -> None:
     source = save_photo(tmp_path / "photo.png")
     for experts in (BOTH, ("tiny-b",)):
         shown = only(studio, work(studio, Wish((source,), experts, "fp32", Options())))
-        assert tuple(read_claim(shown.output)["experts"]) == experts
+        assert tuple(read_manifest(shown.output)["experts"]) == experts
 
 
 def test_a_budget_is_planned_as_by_the_command(tmp_path: Path) -> None:
@@ -251,21 +251,21 @@ def test_a_budget_is_planned_as_by_the_command(tmp_path: Path) -> None:
     ensemble.identity["fusion"]["kind"] = "fusion"
     (tmp_path / "head.json").write_text(head_for("cheap", "dear").model_dump_json())
     (tmp_path / "studio").mkdir()
-    workshop = Workshop(lambda _wanted, _precision: ensemble, ensemble.names, tmp_path / "head.json")
-    studio = Studio(workshop, Shelf(), Limits(), tmp_path / "studio")
+    workshop = EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names, tmp_path / "head.json")
+    studio = Studio(workshop, ResultStore(), Limits(), tmp_path / "studio")
     wish = Wish((tmp_path / "in.png",), ensemble.names, "fp32", Options(tile=40, budget=0.6))
     shown = only(studio, work(studio, wish))
     record = run_budget(tmp_path, head_for("cheap", "dear"), budget=0.6)
     assert shown.plan is not None
     assert 0 < shown.plan["share"]["dear"] < 1
-    assert read_claim(shown.output) == record["claim"]
+    assert read_manifest(shown.output) == record["claim"]
     assert shown.output.read_bytes() == (tmp_path / "out" / "in.png").read_bytes()
     assert shown.picture_names == ("fused", "cheap", "bicubic")
     weights = shown.maps_MHW[dict(shown.map_names)["gate/dear"]]
     assert set(np.unique(weights[:, ::8]).tolist()) >= {0.0, 0.5}
     assert "disagreement" not in dict(shown.map_names)
     with pytest.raises(Refusal, match="no budget head"):
-        Workshop(lambda _wanted, _precision: ensemble, ensemble.names).buyer(ensemble, Options(budget=0.5))
+        EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names).buyer(ensemble, Options(budget=0.5))
 
 
 def test_refinement_is_that_of_the_command(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_refinement_is_that_of_the_command(tmp_path: Path) -> None:
 
 def test_the_shelf_throws_the_oldest_away(tmp_path: Path) -> None:
     studio = studio_of(tmp_path)
-    small = Shelf(megapixels=0.025)
+    small = ResultStore(megapixels=0.025)
     source = save_photo(tmp_path / "photo.png")
     shown = [only(studio, work(studio, Wish((source,), BOTH, "fp32", Options()))) for _ in range(3)]
     names = [small.put(one) for one in shown]

@@ -9,15 +9,15 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from fusion.network import TrainingRecord
 from fusion.network.save import load_model, save_model
-from fusion.training.judge.shrinkage import Lesson, fit_belief, gain_db, lesson_of
+from fusion.training.judge.shrinkage import ErrorMoments, error_moments_of, fit_shrinkage, gain_db
 from tests.fusion.parts import batch_for, random_record, small_model, stir
 
 NAMES = ("a", "b", "c")
 
 
-def lessons(pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> list[Lesson]:
+def lessons(pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> list[ErrorMoments]:
     """What each of them teaches."""
-    return [lesson_of(*pair) for pair in pairs]
+    return [error_moments_of(*pair) for pair in pairs]
 
 
 def items(loudness: float) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -40,13 +40,13 @@ def test_it_is_the_least_squares_share(loudness: float) -> None:
         for chosen in ([(b, f) for b, f, _ in pairs], [(b, t) for b, _, t in pairs])
     )
     direct = np.linalg.lstsq(learned[:, None], wanted, rcond=None)[0][0]
-    assert fit_belief(lessons(pairs)) == pytest.approx(direct, rel=1e-6)
+    assert fit_shrinkage(lessons(pairs)) == pytest.approx(direct, rel=1e-6)
 
 
 def test_it_never_exaggerates_nor_turns_round() -> None:
-    assert fit_belief(lessons(items(0.2))) == 1.0
-    assert fit_belief(lessons(items(-1.0))) == 0.0
-    assert fit_belief(lessons([(torch.rand(1, 3, 20, 20),) * 3])) == 1.0  # an untrained network has said nothing
+    assert fit_shrinkage(lessons(items(0.2))) == 1.0
+    assert fit_shrinkage(lessons(items(-1.0))) == 0.0
+    assert fit_shrinkage(lessons([(torch.rand(1, 3, 20, 20),) * 3])) == 1.0  # an untrained network has said nothing
 
 
 @pytest.mark.parametrize("belief", [0.0, 0.3, 1.0])

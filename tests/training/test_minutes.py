@@ -22,7 +22,7 @@ from cache_tools.read.reader import CacheReader
 from experts.open import open_experts
 from fusion.network.save import load_model
 from fusion.train_all import train_all as everything
-from fusion.train_all.subprocess_pool import Ended, run_children
+from fusion.train_all.subprocess_pool import Ended, run_subprocesses
 from fusion.train_all.time_budget import LEAST_STEPS, SPARE, VALIDATIONS, plan_steps
 from fusion.training.dry_run import Probe
 from fusion.training.loop import loop
@@ -58,12 +58,14 @@ def test_children_end_by_themselves_or_at_the_deadline(tmp_path):
         "never": python("print(8)"),
     }
     begun = time.monotonic()
-    ended = run_children(commands, folder=tmp_path, at_once=3, deadline=begun + 3)
+    ended = run_subprocesses(commands, folder=tmp_path, at_once=3, deadline=begun + 3)
     assert time.monotonic() - begun < 30, "the slow one was waited for"
     assert (ended["done"].code, ended["done"].output) == (0, "7\n")
     assert (ended["bad"].code, ended["bad"].trouble) == (1, "refused: no such thing")
     assert ended["slow"].code is None and not ended["slow"].trouble
-    one_by_one = run_children({"a": commands["slow"], "b": commands["done"]}, folder=tmp_path, at_once=1, deadline=0)
+    one_by_one = run_subprocesses(
+        {"a": commands["slow"], "b": commands["done"]}, folder=tmp_path, at_once=1, deadline=0
+    )
     assert one_by_one == {"a": Ended(None, 0.0), "b": Ended(None, 0.0)}
 
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.budget.run import Buyer
+    from fusion.budget.run import BudgetRunner
     from fusion.inference.ensemble import Ensemble
-    from fusion.inference.jobs import Job
-    from fusion.inference.pipeline import Outcome
+    from fusion.inference.jobs import ImageJob
+    from fusion.inference.pipeline import RunResult
     from fusion.inference.source import Source
 
 LONGEST = 1200  # pixels a side of the pictures in the report
@@ -36,7 +36,7 @@ FUSED, REFINED = "fused", "refined"
 
 
 @dataclass
-class Shown:
+class ReportImage:
     """One image of the report: pictures uint8 (h, w, 3), maps float (h, w), figures."""
 
     item: str
@@ -54,15 +54,15 @@ class Shown:
 class Gallery:
     """Collects pages and writes the one HTML file."""
 
-    def __init__(self, ensemble: Ensemble, hr: Path | None, buyer: Buyer | None = None) -> None:
+    def __init__(self, ensemble: Ensemble, hr: Path | None, buyer: BudgetRunner | None = None) -> None:
         self._ensemble = ensemble
         self._experts = list(ensemble.names) if buyer is None else [buyer.cheapest]
         self._layers = layer_names(ensemble) if buyer is None else buyer.layer_names(ensemble)
         self._truth = {} if hr is None else {_stem(path): path for path in list_images(hr)}
         self._hr = hr
-        self._shown: list[Shown] = []
+        self._shown: list[ReportImage] = []
 
-    def start(self, job: Job, source: Source, claim: dict[str, Any]) -> Page:
+    def start(self, job: ImageJob, source: Source, claim: dict[str, Any]) -> Page:
         """A page for one image; its true image is looked for before the work."""
         truth = None
         if self._hr is not None:
@@ -75,11 +75,11 @@ class Gallery:
                 raise Refusal(what, where=truth, cure="give the true image of this input")
         return Page(self, job.item, source, claim, truth, self._experts, self._layers)
 
-    def add(self, shown: Shown) -> None:
+    def add(self, shown: ReportImage) -> None:
         """Take a finished page."""
         self._shown.append(shown)
 
-    def write(self, path: Path, outcome: Outcome, tile: int) -> Path:
+    def write(self, path: Path, outcome: RunResult, tile: int) -> Path:
         """The report as one file."""
         run = outcome.document() | {"tile": tile, "device": str(self._ensemble.device)} | dict(self._ensemble.identity)
         write_text(path, render(self._shown, run))
@@ -145,7 +145,9 @@ class Page:
         if self._refined is not None:
             refined_CHW, guard = self._refined
             pictures[REFINED] = _picture(F.avg_pool2d(refined_CHW[None], self._factor, ceil_mode=True)[0])
-        self.gallery.add(Shown(self.item, size, before_HWC, pictures, maps, scores, seen, self.claim, plan, guard))
+        self.gallery.add(
+            ReportImage(self.item, size, before_HWC, pictures, maps, scores, seen, self.claim, plan, guard)
+        )
 
     def _before(self, height: int, width: int) -> np.ndarray:
         """The input, enlarged by bicubic interpolation (or shrunk, where the report is smaller)."""

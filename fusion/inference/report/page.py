@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion.inference.report.gallery import Shown
+    from fusion.inference.report.gallery import ReportImage
 
 _QUALITY = 88
 _MEANING = {
@@ -24,7 +24,7 @@ _MEANING = {
 }
 
 
-def render(images: Sequence[Shown], run: dict[str, Any]) -> str:
+def render(images: Sequence[ReportImage], run: dict[str, Any]) -> str:
     """The whole page."""
     folder = resources.files("fusion.inference.report")
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def _failures(failed: dict[str, str], events: Sequence[str]) -> str:
     return "<ul class='failures'>" + "".join(f"<li>{escape(one)}</li>" for one in lines) + "</ul>" if lines else ""
 
 
-def _score_table(images: Sequence[Shown]) -> str:
+def _score_table(images: Sequence[ReportImage]) -> str:
     """Mean PSNR and SSIM over the images that have a true image."""
     scored = [one.scores for one in images if one.scores]
     if not scored:
@@ -82,7 +82,7 @@ def _table(scores: dict[str, tuple[float, ...]]) -> str:
     return f"<table><tr><th></th><th>Y-PSNR</th><th>Y-SSIM</th></tr>{rows}</table>"
 
 
-def _section(one: Shown, number: int) -> str:
+def _section(one: ReportImage, number: int) -> str:
     height, width = one.size
     fused, refined = one.pictures["fused"], one.pictures.get("refined")
     experts = {name: picture for name, picture in one.pictures.items() if name not in ("fused", "refined")}

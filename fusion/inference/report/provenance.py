@@ -25,7 +25,7 @@ KEY = "championship-sr"
 FORMAT = 1
 
 
-def make_claim(input_sha256: str, identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def make_manifest(input_sha256: str, identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides an image's pixels, as plain JSON."""
     claim = {"format": FORMAT, "version": _version(), "input_sha256": input_sha256, **identity, "options": options}
     return json.loads(json.dumps(claim))
@@ -42,7 +42,7 @@ def write_record(image: Path, claim: Mapping[str, Any], seen: Mapping[str, Any])
     write_text(record_path(image), json.dumps(document, indent=2) + "\n")
 
 
-def read_claim(image: Path) -> dict[str, Any]:
+def read_manifest(image: Path) -> dict[str, Any]:
     """The claim in a PNG's text, else that in the JSON beside the file; an image without either is refused."""
     if not image.is_file():
         raise Refusal("no such file", where=image, cure="check the path")
@@ -69,16 +69,16 @@ def read_record(image: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ManifestCheck:
     """What `--verify` finds: differences (empty: these weights and options made it), and what could not be checked."""
 
     differences: list[str]
     unchecked: list[str]
 
 
-def verify(image: Path, claim: Mapping[str, Any], input_path: Path | None = None) -> Verdict:
+def verify(image: Path, claim: Mapping[str, Any], input_path: Path | None = None) -> ManifestCheck:
     """Hold an image against the claim that the weights and options at hand would write."""
-    written, record = read_claim(image), read_record(image)
+    written, record = read_manifest(image), read_record(image)
     differences = compare(written, claim, leave_out=("input_sha256",))
     unchecked: list[str] = []
     if record is None:
@@ -93,7 +93,7 @@ def verify(image: Path, claim: Mapping[str, Any], input_path: Path | None = None
         raise Refusal("is no file", where=input_path, cure="name with -i the one input that the image was made from")
     elif written.get("input_sha256") != file_sha256(input_path):
         differences.append(f"it was made from another input than {input_path}")
-    return Verdict(differences, unchecked)
+    return ManifestCheck(differences, unchecked)
 
 
 def is_current(image: Path, claim: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from fusion.studio.jobs.result_view import (
     GATE,
     PHASE,
     REFINED,
-    Shown,
+    ResultView,
     span_of,
 )
 from imaging.files import quantize_u8
@@ -29,33 +29,39 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.budget.run import Buyer
+    from fusion.budget.run import BudgetRunner
     from fusion.inference.ensemble import Ensemble
-    from fusion.inference.jobs import Job
+    from fusion.inference.jobs import ImageJob
     from fusion.inference.source import Source
-    from fusion.studio.jobs.progress import Watch
+    from fusion.studio.jobs.progress import EnsembleProgress
 
 
-class Album:
+class ArrayRecorder:
     """What the pipeline takes for its gallery: opens a leaf for each image and keeps the finished one."""
 
     def __init__(
-        self, ensemble: Ensemble, watch: Watch, folder: Path, buyer: Buyer | None = None, *, refined: bool = False
+        self,
+        ensemble: Ensemble,
+        watch: EnsembleProgress,
+        folder: Path,
+        buyer: BudgetRunner | None = None,
+        *,
+        refined: bool = False,
     ) -> None:
         self.ensemble, self.watch, self.folder, self.refined = ensemble, watch, folder, refined
         # Where tiles are bought, only the cheapest expert's image is there everywhere.
         self.pictured = ensemble.names if buyer is None else (buyer.cheapest,)
-        self.finished: Shown | None = None
+        self.finished: ResultView | None = None
 
-    def start(self, job: Job, source: Source, claim: dict[str, Any]) -> Leaf:
+    def start(self, job: ImageJob, source: Source, claim: dict[str, Any]) -> RecordedImage:
         """A leaf for one image."""
-        return Leaf(self, job, source, claim)
+        return RecordedImage(self, job, source, claim)
 
 
-class Leaf:
+class RecordedImage:
     """One image's layers on their way to the disk."""
 
-    def __init__(self, album: Album, job: Job, source: Source, claim: dict[str, Any]) -> None:
+    def __init__(self, album: ArrayRecorder, job: ImageJob, source: Source, claim: dict[str, Any]) -> None:
         self._album, self._job, self._source, self._claim = album, job, source, claim
         self._size = (SCALE * source.height, SCALE * source.width)
         self._row = 0
@@ -96,7 +102,7 @@ class Leaf:
         if len(self._album.pictured) < 2:
             keep.discard(DISAGREEMENT)
         kept = {name: index for index, name in enumerate(names) if name in keep}
-        self._album.finished = Shown(
+        self._album.finished = ResultView(
             folder=self._album.folder,
             output=self._job.output,
             source=self._job.input.name,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from fusion.budget.run import Buyer
-from fusion.inference.model_selection import choose
+from fusion.budget.run import BudgetRunner
+from fusion.inference.model_selection import select_model
 from fusion.refinement.open import open_refiner
 from imaging.refusal import Refusal
 
@@ -53,7 +53,7 @@ class ModelWords:
     refine: RefineWords | None = None
 
 
-class Workshop:
+class EnsembleCache:
     """Opens ensembles; `names` are the model's experts."""
 
     def __init__(
@@ -72,10 +72,10 @@ class Workshop:
         self.refiner = None if refine is None else open_refiner(*refine, whole.device)
 
     @classmethod
-    def of(cls, words: ModelWords) -> Workshop:
+    def of(cls, words: ModelWords) -> EnsembleCache:
         """By way of infer.py: the studio opens what the command line opens."""
         joint = import_module(_JOINT)
-        experts = choose(words.model, words.experts, joint.pretrained_folder()).experts
+        experts = select_model(words.model, words.experts, joint.pretrained_folder()).experts
 
         def build(wanted: Sequence[str], precision: str) -> Ensemble:
             device = words.device or joint.best_device()
@@ -108,14 +108,14 @@ class Workshop:
             raise Refusal("there is no diffusion model to refine by", where="refinement", cure=cure)
         return self.refiner if options.refine is not None else None
 
-    def buyer(self, ensemble: Ensemble, options: Options) -> Buyer | None:
+    def buyer(self, ensemble: Ensemble, options: Options) -> BudgetRunner | None:
         """Who plans the budget, if there is one."""
         if options.budget is None and options.max_loss is None:
             return None
         if self.budget_head is None:
             cure = "start the studio with --budget-head FILE"
             raise Refusal("there is no budget head to plan by", where="budget", cure=cure)
-        return Buyer.load(self.budget_head, ensemble, options)
+        return BudgetRunner.load(self.budget_head, ensemble, options)
 
     def _keep(self, key: tuple[tuple[str, ...], str], ensemble: Ensemble) -> None:
         self._open[key] = ensemble

@@ -48,7 +48,7 @@ class Ticket:
             raise Stopped
 
 
-class Desk:
+class JobQueue:
     """One worker thread and a line before it. Visitors only watch: one who leaves holds nobody up."""
 
     def __init__(self, places: int = 8) -> None:

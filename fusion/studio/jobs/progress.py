@@ -32,7 +32,7 @@ class Stage:
     seconds: float = 0.0
 
 
-class Watch:
+class EnsembleProgress:
     """Follows one image at a time; `check` is asked before every call and raises to stop the work."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device, check: Callable[[], None]) -> None:
@@ -88,7 +88,7 @@ class Watch:
 class _Part:
     """A network of the refiner; all but its calls is the network's own."""
 
-    def __init__(self, network: Any, watch: Watch) -> None:
+    def __init__(self, network: Any, watch: EnsembleProgress) -> None:
         self._network, self._watch = network, watch
 
     def __call__(self, *words: Any, **named: Any) -> Any:

@@ -9,18 +9,18 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusion.studio.jobs.result_view import Shown
+    from fusion.studio.jobs.result_view import ResultView
 
 
-class Shelf:
+class ResultStore:
     """`megapixels` of output bound the disk space that the studio takes: about 40 bytes each with four experts."""
 
     def __init__(self, megapixels: float = 100.0) -> None:
         self._pixels = megapixels * 1e6
-        self._kept: OrderedDict[str, Shown] = OrderedDict()
+        self._kept: OrderedDict[str, ResultView] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, shown: Shown) -> str:
+    def put(self, shown: ResultView) -> str:
         """Keep it; the name to ask for it by."""
         name = secrets.token_urlsafe(16)
         with self._lock:
@@ -30,12 +30,12 @@ class Shelf:
                 shutil.rmtree(oldest.folder, ignore_errors=True)
         return name
 
-    def get(self, name: str) -> Shown | None:
+    def get(self, name: str) -> ResultView | None:
         """None: never there, or thrown away since."""
         with self._lock:
             return self._kept.get(name)
 
 
-def _pixels(shown: Shown) -> int:
+def _pixels(shown: ResultView) -> int:
     height, width = shown.size
     return height * width

@@ -33,7 +33,7 @@ _LEFT_OUT = 0.5  # per cent of the pixels at either end that a map's colours do 
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class ResultView:
     """Arrays (on disk) and facts of one image."""
 
     folder: Path

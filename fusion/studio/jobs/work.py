@@ -14,8 +14,8 @@ from fusion.inference.input_check import TROUBLES, warn_about
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.upscale import Grid
 from fusion.refinement.refine import count_tiles
-from fusion.studio.jobs.array_recorder import Album
-from fusion.studio.jobs.progress import Watch
+from fusion.studio.jobs.array_recorder import ArrayRecorder
+from fusion.studio.jobs.progress import EnsembleProgress
 from fusion.studio.uploads import sentence, take_in
 from imaging.malloc import give_back_memory
 from imaging.refusal import Refusal
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
     from fusion.inference.report.gallery import Gallery
-    from fusion.studio.jobs.ensemble_cache import Workshop
+    from fusion.studio.jobs.ensemble_cache import EnsembleCache
     from fusion.studio.jobs.job_queue import Ticket
-    from fusion.studio.jobs.result_store import Shelf
-    from fusion.studio.jobs.result_view import Shown
+    from fusion.studio.jobs.result_store import ResultStore
+    from fusion.studio.jobs.result_view import ResultView
     from fusion.studio.uploads import Limits
 
 
@@ -50,7 +50,7 @@ class News:
     number: int = 0  # of the image under way, from 1
     name: str = ""
     doing: str = "opening the experts"
-    watch: Watch | None = None
+    watch: EnsembleProgress | None = None
     finished: list[str] = field(default_factory=list)  # names on the shelf
     amiss: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -60,8 +60,8 @@ class News:
 class Studio:
     """The parts that every job needs; `folder` is the studio's own and goes with it."""
 
-    workshop: Workshop
-    shelf: Shelf
+    workshop: EnsembleCache
+    shelf: ResultStore
     limits: Limits
     folder: Path
 
@@ -72,7 +72,7 @@ class Studio:
         if not taken:
             return
         ensemble = self.workshop.open(wish.experts, wish.precision)
-        watch = news.watch = Watch(ensemble.names, ensemble.device, ticket.check)
+        watch = news.watch = EnsembleProgress(ensemble.names, ensemble.device, ticket.check)
         news.doing = "looking how large tiles may be"
         tile, _ = settle_tile(wish.options, watch.over(ensemble), taken)
         for number, one in enumerate(taken, 1):
@@ -88,7 +88,7 @@ class Studio:
             finally:
                 give_back_memory()
 
-    def _make(self, one: Sized, options: Options, ensemble: Ensemble, tile: int, news: News) -> Shown:
+    def _make(self, one: Sized, options: Options, ensemble: Ensemble, tile: int, news: News) -> ResultView:
         """One image through the pipeline, in a folder of its own; nothing stays of one that fails."""
         assert news.watch is not None
         folder = one.job.output.parent.parent
@@ -100,7 +100,7 @@ class Studio:
             refinements = 0 if refiner is None else count_tiles(refiner.preset, SCALE * one.height, SCALE * one.width)
             news.watch.begin(len(grid) * (len(EIGHTFOLD) if options.tta else 1), refinements)
             news.doing = "computing"
-            album = Album(ensemble, news.watch, folder, buyer, refined=refiner is not None)
+            album = ArrayRecorder(ensemble, news.watch, folder, buyer, refined=refiner is not None)
             # Of a gallery the pipeline calls nothing but `start`, and of its page `add` and `finish`.
             gallery = cast("Gallery", album)
             watched = None if refiner is None else news.watch.over_refiner(refiner)

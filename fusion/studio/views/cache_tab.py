@@ -16,7 +16,7 @@ from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from fusion.studio.folders import Folders
-    from fusion.studio.jobs.job_queue import Desk
+    from fusion.studio.jobs.job_queue import JobQueue
     from fusion.studio.views.items import Row
 
 _PAGE = 100  # items in the table at a time
@@ -31,7 +31,7 @@ _CHOOSE = """element.addEventListener('click', (event) => {
 class CacheTab:
     """The tab's answers; `crc` remembers what was checked since the studio began."""
 
-    def __init__(self, folders: Folders, desk: Desk) -> None:
+    def __init__(self, folders: Folders, desk: JobQueue) -> None:
         self._folders, self._desk = folders, desk
         self._crc: dict[str, dict[str, str]] = {}
 

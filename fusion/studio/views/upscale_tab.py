@@ -18,7 +18,7 @@ from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from fusion.refinement.presets import Colour
-    from fusion.studio.jobs.job_queue import Desk, Ticket
+    from fusion.studio.jobs.job_queue import JobQueue, Ticket
     from fusion.studio.jobs.work import Studio
 
 EVERYTHING, SHARE, LOSS = "everything", "a share of the cost", "a greatest loss"
@@ -26,7 +26,7 @@ _EVERY_S = 0.25  # between two looks at a running job
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 
 
-def build_look(studio: Studio, desk: Desk) -> None:
+def build_upscale_tab(studio: Studio, desk: JobQueue) -> None:
     """The tab and what its buttons do."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=270):
@@ -118,7 +118,7 @@ def _wish(
     return Wish(tuple(map(Path, paths or ())), tuple(experts), precision, options)
 
 
-def _follow(ticket: Ticket, desk: Desk) -> Iterator[tuple[Any, Any]]:
+def _follow(ticket: Ticket, desk: JobQueue) -> Iterator[tuple[Any, Any]]:
     """News until the job is over; the viewer anew whenever an image is finished."""
     seen = 0
     while True:
@@ -131,7 +131,7 @@ def _follow(ticket: Ticket, desk: Desk) -> Iterator[tuple[Any, Any]]:
             return
 
 
-def stopper(desk: Desk) -> Any:
+def stopper(desk: JobQueue) -> Any:
     """What the Cancel buttons call."""
 
     def stop(request: gr.Request) -> None:

@@ -19,7 +19,7 @@ FEWEST_IMAGES = 5  # resampling fewer tells nothing: with one image, any gain at
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateDecision:
     """Mean gain in dB with its confidence interval, and whether it lies above zero."""
 
     gain_db: float
@@ -38,7 +38,7 @@ def paired_bootstrap(
     confidence: float,
     resamples: int,
     seed: int,
-) -> Verdict:
+) -> GateDecision:
     """Scores by item (PSNR), and the image that each item is part of -> the verdict."""
     if set(fused) != set(base) or not fused:
         raise ValueError("fused and base must be scored on the same items, and on at least one")
@@ -51,7 +51,7 @@ def paired_bootstrap(
     tail = (1 - confidence) / 2
     low, high = (float(value) for value in np.quantile(means_R, [tail, 1 - tail]))
     passed, reason = _judge(len(gain_N), low, confidence)
-    return Verdict(float(gain_N.mean()), low, high, len(gain_N), passed, reason)
+    return GateDecision(float(gain_N.mean()), low, high, len(gain_N), passed, reason)
 
 
 def _judge(images: int, low: float, confidence: float) -> tuple[bool, str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BORDER = 4  # HR pixels along the edges that scores leave out too
 
 
-class Lesson(NamedTuple):
+class ErrorMoments(NamedTuple):
     """Of one image, means over its pixels: what was learned times what was wanted, and the squares of both."""
 
     product: float
@@ -26,15 +26,15 @@ class Lesson(NamedTuple):
     wanted: float
 
 
-def lesson_of(base_BCHW: Tensor, fused_BCHW: Tensor, hr_BCHW: Tensor) -> Lesson:
+def error_moments_of(base_BCHW: Tensor, fused_BCHW: Tensor, hr_BCHW: Tensor) -> ErrorMoments:
     """(B, 3, H, W) each -> how right the change from base to fused is."""
     inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     learned, wanted = (fused_BCHW - base_BCHW)[inner].double(), (hr_BCHW - base_BCHW)[inner].double()
     product, power = float((learned * wanted).mean()), float(learned.square().mean())
-    return Lesson(product, power, float(wanted.square().mean()))
+    return ErrorMoments(product, power, float(wanted.square().mean()))
 
 
-def fit_belief(lessons: Iterable[Lesson]) -> float:
+def fit_shrinkage(lessons: Iterable[ErrorMoments]) -> float:
     """The share in [0, 1] of what was learned that leaves the least squared error over all of them."""
     product = power = 0.0
     for lesson in lessons:
@@ -42,7 +42,7 @@ def fit_belief(lessons: Iterable[Lesson]) -> float:
     return min(max(product / power, 0.0), 1.0) if power else 1.0
 
 
-def gain_db(lessons: Sequence[Lesson], belief: float) -> float:
+def gain_db(lessons: Sequence[ErrorMoments], belief: float) -> float:
     """PSNR that this share adds to the base, the mean over images."""
     left = [one.wanted - 2 * belief * one.product + belief**2 * one.power for one in lessons]
     kept = [(one.wanted, error) for one, error in zip(lessons, left, strict=True) if one.wanted > 0 and error > 0]

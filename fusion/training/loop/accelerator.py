@@ -21,7 +21,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SCALED = ("cuda", "cpu")  # where torch's gradient scaler and its float16 autocast are tested
 
 
-def open_machine(settings: TrainSettings) -> Accelerator:
+def open_accelerator(settings: TrainSettings) -> Accelerator:
     """Join the processes; precision is kept out of accelerate and done by `autocast` below."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != settings.processes:

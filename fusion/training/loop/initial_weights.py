@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def start(task: Task, settings: NetworkSettings) -> None:
+def load_initial_weights(task: Task, settings: NetworkSettings) -> None:
     """Load `start_from`, where there is one: whole, or all of it but what `start_new` names."""
     if settings.start_from is None:
         return

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from fusion.training.loop.accelerator import open_machine
+from fusion.training.loop.accelerator import open_accelerator
 from fusion.training.loop.checkpoint import keep_best, latest_checkpoint, load_checkpoint, save_checkpoint
 from fusion.training.loop.finish import finish
-from fusion.training.loop.initial_weights import start
+from fusion.training.loop.initial_weights import load_initial_weights
 from fusion.training.loop.journal import open_journals, refuse_missing
 from fusion.training.loop.run_folder import open_run
 from fusion.training.loop.state import TrainingState, new_state
-from fusion.training.loop.step import Outcome, take_step
+from fusion.training.loop.step import StepResult, take_step
 from fusion.training.losses.curriculum import losses_of
 from fusion.training.sources.degraded import refuse_for_fusion
 from fusion.training.sources.loader import Waiting, stream
@@ -37,11 +37,13 @@ def train(settings: TrainSettings, make_task: Callable[[int, int], Task], *, res
     """Build the task by `make_task(rank, world)`, run to the last step, return the summary."""
     refuse_missing(settings)
     refuse_for_fusion(settings)
-    accelerator = open_machine(settings)
+    accelerator = open_accelerator(settings)
     losses = losses_of(settings).to(accelerator.device)
     with accelerator.main_process_first():
         task = make_task(accelerator.process_index, accelerator.num_processes)
-        start(task, settings.network)  # before the run's folder is made: a file that does not fit begins no run
+        load_initial_weights(
+            task, settings.network
+        )  # before the run's folder is made: a file that does not fit begins no run
         folder = open_run(settings, task.source.fingerprint, resume=resume or not accelerator.is_main_process)
     state = new_state(task, settings, accelerator)
     latest = latest_checkpoint(folder.checkpoints) if resume else None
@@ -93,7 +95,7 @@ def run_steps(
 
 def _note(
     state: TrainingState,
-    outcome: Outcome,
+    outcome: StepResult,
     settings: TrainSettings,
     journals: list[Journal],
     waiting: Waiting,

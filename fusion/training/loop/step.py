@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step did, for the log."""
 
     loss: float
@@ -43,7 +43,7 @@ def take_step(
     losses: WeightedLosses,
     settings: TrainSettings,
     accelerator: Accelerator,
-) -> Outcome:
+) -> StepResult:
     """Forward and backward over the batch's parts, clip, update, average."""
     seed_torch(settings.seed, state.step, accelerator.process_index)
     lr = learning_rate(state.step, settings.steps, settings.optimizer.lr, settings.schedule)
@@ -66,7 +66,7 @@ def take_step(
         state.average.update_parameters(state.network)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    return Outcome(loss, parts, lr, gradient, taken)
+    return StepResult(loss, parts, lr, gradient, taken)
 
 
 def accumulate_gradients(

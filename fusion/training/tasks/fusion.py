@@ -18,9 +18,9 @@ from fusion.network.save import load_model, save_model
 from fusion.network.settings import FusionSettings
 from fusion.training.judge.gate import paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
-from fusion.training.judge.shrinkage import fit_belief, gain_db, lesson_of
+from fusion.training.judge.shrinkage import error_moments_of, fit_shrinkage, gain_db
 from fusion.training.sources.sampling import Purpose, draw
-from fusion.training.tasks.initial_statistics import fits_of
+from fusion.training.tasks.initial_statistics import initial_statistics_of
 from fusion.training.tasks.networks import first_weights_seed
 from fusion.training.tasks.pictures import fusion_pictures
 from fusion.training.tasks.task import Prediction
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion.network.base.blend import BaseRecord
-    from fusion.training.judge.gate import Verdict
-    from fusion.training.judge.shrinkage import Lesson
+    from fusion.training.judge.gate import GateDecision
+    from fusion.training.judge.shrinkage import ErrorMoments
     from fusion.training.settings import TrainSettings
     from fusion.training.sources.batch import FusionSource, TrainBatch
 
@@ -63,7 +63,7 @@ class FusionTask:
         self.source = source
         document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
         fusion = parse_settings(FusionSettings, document, where="network.settings")
-        fits = fits_of(source, settings.run) if base is None else None
+        fits = initial_statistics_of(source, settings.run) if base is None else None
         torch.manual_seed(first_weights_seed(settings.network, settings.seed))
         self.network = FusionSR(fusion, fits.base if fits is not None else base)
         if fits is not None:
@@ -103,7 +103,7 @@ class FusionTask:
         assert isinstance(network, FusionSR)
         network.record = TrainingRecord()  # until it is known how much to believe: all
         everything = len(self.source.slots)
-        belief = fit_belief(self._lessons(network, 0, everything))
+        belief = fit_shrinkage(self._lessons(network, 0, everything))
         fewer = tuple(self._belief_with(network, count) for count in range(1, everything))
         network.record = TrainingRecord(belief=belief, fewer=fewer)
         log.info("of what was learned, %.3f is believed; with 1, 2, ... experts %s", belief, _listed(fewer))
@@ -112,7 +112,7 @@ class FusionTask:
         verdict = self._gate(table)
         return {"belief": belief, "fewer": fewer, "gate": asdict(verdict), "gate_scores": table.as_dict()}
 
-    def _gate(self, table: ScoreTable) -> Verdict:
+    def _gate(self, table: ScoreTable) -> GateDecision:
         """Is the fused image better than the base, image by image?"""
         psnr = {row: {item: score[0] for item, score in table.rows[row].items()} for row in (FUSED, BASE)}
         verdict = paired_bootstrap(
@@ -129,15 +129,15 @@ class FusionTask:
 
     def _belief_with(self, network: FusionSR, count: int) -> float:
         """The share with `count` experts; 0 where it does not help the gate's images: then the base is given."""
-        belief = fit_belief(self._lessons(network, 0, count))
+        belief = fit_shrinkage(self._lessons(network, 0, count))
         return belief if gain_db(list(self._lessons(network, 1, count)), belief) > 0 else 0.0
 
-    def _lessons(self, network: FusionSR, half: int, count: int) -> Iterator[Lesson]:
+    def _lessons(self, network: FusionSR, half: int, count: int) -> Iterator[ErrorMoments]:
         """Of each image of a half, what was learned with `count` experts: one choice of them after the other."""
         choices = cycle(combinations(range(len(self.source.slots)), count))
         for batch, kept in zip(self._half(half), choices, strict=False):
             output = self._fused(network, _only(batch, kept))
-            yield lesson_of(output.base_BCHW.cpu(), output.image_BCHW.cpu(), batch.hr_BCHW)
+            yield error_moments_of(output.base_BCHW.cpu(), output.image_BCHW.cpu(), batch.hr_BCHW)
 
     def _drop_experts(self, batch: TrainBatch, step: int) -> TrainBatch:
         """Leave experts out at random, the same ones in every process; at least one stays."""

@@ -58,7 +58,7 @@ class Channels(Settings):
     spread: tuple[float, ...]
 
 
-class Fits(Settings):
+class InitialStatistics(Settings):
     """All of it, and the data it was measured on."""
 
     fingerprint: str
@@ -71,11 +71,11 @@ class Fits(Settings):
         return {name: (torch.tensor(one.mean), torch.tensor(one.spread)) for name, one in self.features.items()}
 
 
-def fits_of(source: FusionSource, run: Path) -> Fits:
+def initial_statistics_of(source: FusionSource, run: Path) -> InitialStatistics:
     """Read from the run's folder if they are there and of this data, else measured and written."""
     path = run / FILE
     if path.exists():
-        found = parse_settings(Fits, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+        found = parse_settings(InitialStatistics, json.loads(path.read_text(encoding="utf-8")), where=str(path))
         if found.fingerprint == source.fingerprint:
             return found
     fits = _measure(source)
@@ -83,7 +83,7 @@ def fits_of(source: FusionSource, run: Path) -> Fits:
     return fits
 
 
-def _measure(source: FusionSource) -> Fits:
+def _measure(source: FusionSource) -> InitialStatistics:
     items = (item for batch in source.fit_items() for item in _items(batch))
     names = [slot.name for slot in source.slots]
     base = fit_base(items, names, border=source.fit_border, source=source.fingerprint)
@@ -92,7 +92,7 @@ def _measure(source: FusionSource) -> Fits:
         name: Channels(mean=tuple(mean_C.tolist()), spread=tuple(spread_C.tolist()))
         for name, (mean_C, spread_C) in moments.items()
     }
-    return Fits(fingerprint=source.fingerprint, base=base, features=features)
+    return InitialStatistics(fingerprint=source.fingerprint, base=base, features=features)
 
 
 def _items(batch: TrainBatch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
