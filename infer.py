@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experts.open import find_device, open_experts
+from experts.open import open_experts
 from experts.run import NetworkExpert
 from fusion.budget.run import find_budget_model
 from fusion.inference.command import Request, carry_out
-from fusion.inference.ensemble import SCALE, Answer, Ensemble, Place, plain_mean
+from fusion.inference.ensemble import Answer, Ensemble, Place, plain_mean
 from fusion.inference.model_selection import (
     DEFAULT,
     FUSION_MARGIN,
@@ -33,9 +33,11 @@ from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, request_of
 from fusion.refinement.open import open_refiner
 from imaging.command import run
+from imaging.device import best_device, find_device
 from imaging.dihedral import transform
 from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
+from imaging.scale import enlarged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +128,7 @@ def build(
 
 def ask_of(expert: Expert) -> Ask:
     """An expert -> the callable that inference knows: networks run, folders of images are looked up and cut."""
-    if isinstance(expert, NetworkExpert):
+    if not expert.identity.is_image_folder:
 
         def run_network(lr_BCHW: Tensor, place: Place, _turn: int) -> Answer:
             output = expert.run(lr_BCHW, [place.item])
@@ -143,9 +145,8 @@ def ask_of(expert: Expert) -> Ask:
         height, width = transform(lr_BCHW, 1).shape[-2:] if turn % 2 else lr_BCHW.shape[-2:]
         sr_BCHW, feat_BCHW = looked_up(place.item, place.height, place.width)
         rows, columns = slice(place.top, place.top + height), slice(place.left, place.left + width)
-        large = tuple(slice(SCALE * part.start, SCALE * part.stop) for part in (rows, columns))
         feat = None if feat_BCHW is None else transform(feat_BCHW[..., rows, columns], turn)
-        return Answer(transform(sr_BCHW[(..., *large)], turn), feat)
+        return Answer(transform(sr_BCHW[..., enlarged(rows), enlarged(columns)], turn), feat)
 
     return cut
 
@@ -159,11 +160,6 @@ def compile_network(expert: NetworkExpert) -> None:
         if name != tapped:
             for layer in part if isinstance(part, torch.nn.ModuleList) else (part,):
                 layer.compile(dynamic=True)
-
-
-def best_device() -> str:
-    """CUDA where there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _identity(expert: Expert) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.networks import NetworkKind
 from imaging.atomic import write_text
 from imaging.command import DONE, REFUSED, print_json, run
+from imaging.device import best_device
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
@@ -114,7 +115,7 @@ def fit_budget_head(settings: TrainSettings, model_file: Path) -> str | None:
     """
     source = CacheSource(settings)
     known = {slot.name: slot.sha256 for slot in source.slots}
-    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = "cpu" if settings.device == "cpu" else best_device()
     try:
         experts = open_experts(settings.data.experts or tuple(known), device=device)
     except Refusal as refusal:
@@ -129,7 +130,9 @@ def fit_budget_head(settings: TrainSettings, model_file: Path) -> str | None:
     model = load_model(model_file)
     assert settings.data.cache is not None
     items = source.training_items if learned(model) is None else source.held_out_items
-    head, _ = fit(settings.data.cache, seconds, items=items, model=model.to(device).eval(), measured_on=device)
+    head, _ = fit(
+        settings.data.cache, seconds, items=items, model=model.to(device).eval(), measured_on=torch.device(device).type
+    )
     write_text(model_file.parent / BUDGET_FILE, head.model_dump_json(indent=2) + "\n")
     log.info("%s: for infer.py --budget, costs measured on %s", model_file.parent / BUDGET_FILE, device)
     return BUDGET_FILE
@@ -148,7 +151,7 @@ def live_source(settings: TrainSettings, rank: int, world: int) -> LiveSource:
     """Experts that run as we train."""
     if not settings.data.experts:
         raise Refusal("no experts are named", where="data.experts", cure="give data.experts=[NAME,...] with --live")
-    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = "cpu" if settings.device == "cpu" else best_device()
     experts = open_experts(settings.data.experts, device=device)
     features = settings.network.settings.get("features", "taps") != "none"
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 def _plan(options: argparse.Namespace) -> int:
     settings = command_line.settings_of(options)
     plan = make_plan(settings, command_line.experts_of(options), timed=not options.no_timing)
-    _say(options, asdict(plan), in_table(plan, settings.profile))
+    _print(options, asdict(plan), in_table(plan, settings.profile))
     return _listed(options, plan.failures)
 
 
@@ -61,24 +61,24 @@ def _extract(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     info = describe(options.cache, score=options.score)
-    _say(options, info, in_lines(info))
+    _print(options, info, in_lines(info))
     return DONE
 
 
 def _verify(options: argparse.Namespace) -> int:
-    verdict = verify(options.cache, full=options.full, quarantine=options.quarantine)
-    words = f"{verdict.items} items checked ({verdict.depth}), {len(verdict.failures)} bad"
-    if verdict.unfinished:
-        words += f"; {verdict.unfinished} planned items are not there yet: run extract again"
-    if verdict.quarantined:
-        words += f"; {len(verdict.quarantined)} put into quarantine: run extract again to make them anew"
-    _say(options, asdict(verdict), words)
-    return _listed(options, verdict.failures)
+    report = verify(options.cache, full=options.full, quarantine=options.quarantine)
+    text = f"{report.items} items checked ({report.depth}), {len(report.failures)} bad"
+    if report.unfinished:
+        text += f"; {report.unfinished} planned items are not there yet: run extract again"
+    if report.quarantined:
+        text += f"; {len(report.quarantined)} put into quarantine: run extract again to make them anew"
+    _print(options, asdict(report), text)
+    return _listed(options, report.failures)
 
 
 def _merge(options: argparse.Namespace) -> int:
     done = merge(options.caches, options.out)
-    _say(options, asdict(done), f"{done.way}: {done.made} items written, {done.kept} were there")
+    _print(options, asdict(done), f"{done.way}: {done.made} items written, {done.kept} existed")
     return DONE
 
 
@@ -86,7 +86,7 @@ def _repack(options: argparse.Namespace) -> int:
     done = repack(
         options.cache, options.out, profile=options.profile, experts=options.experts, compression=options.compress
     )
-    _say(options, asdict(done), f"{done.way}: {done.made} items written, {done.kept} were there")
+    _print(options, asdict(done), f"{done.way}: {done.made} items written, {done.kept} existed")
     return DONE
 
 
@@ -101,7 +101,7 @@ def _import_pt(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from benchmarks.cache.all import bench, training  # brings whole architectures along, which no other command needs
+    from benchmarks.cache.all import bench, training  # imports whole architectures, which no other command needs
 
     if options.training:
         steps = (options.steps[0], options.steps[1])
@@ -113,34 +113,35 @@ def _bench(options: argparse.Namespace) -> int:
             batch=options.batch,
             steps=steps,
         )
-        _say(options, results, text)
+        _print(options, results, text)
         return DONE
     results, text = bench(
         work=options.work, items=options.items, size=options.size, patches=options.patches, out=options.out
     )
-    _say(options, results, text)
+    _print(options, results, text)
     return DONE
 
 
 def _report(options: argparse.Namespace, report: Report) -> int:
-    words = f"{len(report.made)} items made, {len(report.kept)} were there, {len(report.failures)} failed"
-    _say(options, {"cache": str(options.out), **asdict(report)}, words)
+    text = f"{len(report.made)} items made, {len(report.kept)} existed, {len(report.failures)} failed"
+    _print(options, {"cache": str(options.out), **asdict(report)}, text)
     return _listed(options, report.failures)
 
 
 def _listed(options: argparse.Namespace, failures: Sequence[Failure]) -> int:
-    """Failures, one per line, unless they are already in the JSON."""
+    """Failures, one per line, unless they are in the JSON already; the exit code."""
     if not options.json:
         for failure in failures:
             print(f"failed: {failure.item}: {failure.reason}")
     return FAILURES_LISTED if failures else DONE
 
 
-def _say(options: argparse.Namespace, document: Any, words: str) -> None:
+def _print(options: argparse.Namespace, document: Any, text: str) -> None:
+    """The JSON document with --json, else the text."""
     if options.json:
         print_json(document)
     else:
-        print(words)
+        print(text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_tools.format.schema import HR
 from cache_tools.read.reader import CacheReader
-from cache_tools.write.space import in_words
+from cache_tools.write.space import format_bytes
 from imaging.metrics import psnr
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def describe(root: Path, *, score: int = _SCORED) -> dict[str, Any]:
 
 def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
     """Mean Y-PSNR (border 4, 8 bits) of each expert and of their plain mean; None without HR."""
+    # Every n-th item, not the first ones: names often sort by kind of image.
     every = max(1, -(-len(reader.entries) // limit)) if limit else 0
     entries = [entry for entry in reader.entries[:: every or 1] if min(entry.height, entry.width) > 2] if every else []
     entries = [entry for entry in entries if HR in reader.file(entry.id).layout.datasets]
@@ -59,7 +60,7 @@ def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
         for name, image_BCHW in zip(totals, images, strict=True):
             totals[name] += float(psnr(image_BCHW, item.hr_BCHW))
     means = {name: total / len(entries) for name, total in totals.items()}
-    # An expert equal to HR has an infinite PSNR, which JSON cannot say.
+    # An expert equal to HR has an infinite PSNR, which JSON cannot represent.
     finite = {name: round(mean, 3) if math.isfinite(mean) else None for name, mean in means.items()}
     return {"items_scored": len(entries), **finite}
 
@@ -69,11 +70,11 @@ def _decibels(score: float | None) -> str:
 
 
 def in_lines(info: dict[str, Any]) -> str:
-    """The description for people."""
+    """The description as text."""
     lines = [
         f"{info['root']}: {info['items']} of {info['planned']} items from {info['images']} images",
         f"  {info['profile']}, compression {info['compression']}, {info['features']} feature channels",
-        f"  {in_words(info['bytes'])}, {info['bytes_per_lr_pixel']} bytes per LR pixel",
+        f"  {format_bytes(info['bytes'])}, {info['bytes_per_lr_pixel']} bytes per LR pixel",
         f"  LR: {info['degradation']}",
         f"  regions per image {info['regions'] or 'whole'}, dihedral {info['dihedral']}",
         f"  fingerprint {info['fingerprint']}",

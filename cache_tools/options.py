@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from cache_tools.format.schema import PROFILES
 from cache_tools.write.recipe import ExtractSettings
+from imaging.device import AUTO, choose_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; a wrong one prints its usage and exits with 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m cache_tools", description="Run the experts once, keep what they say."
+        prog="python -m cache_tools", description="Run the experts once and keep their outputs."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_plan, _add_extract, _add_info, _add_verify, _add_merge, _add_repack, _add_imports, _add_bench):
@@ -30,7 +29,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-Commands = argparse._SubParsersAction  # what add_subparsers returns; argparse gives it no public name
+Commands = argparse._SubParsersAction  # the type of add_subparsers' result, which argparse does not export
 
 
 def _command(commands: Commands[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
@@ -40,14 +39,14 @@ def _command(commands: Commands[argparse.ArgumentParser], name: str, summary: st
 
 
 def _add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "plan", "forecast bytes, files, time and room, before anything runs")
+    parser = _command(commands, "plan", "forecast bytes, files, time and free space, before anything runs")
     _image_options(parser)
     _expert_options(parser)
     parser.add_argument("--no-timing", action="store_true", help="do not run the experts on a sample")
 
 
 def _add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "extract", "run the experts once and keep what they say; resumable")
+    parser = _command(commands, "extract", "run the experts once and keep their outputs; resumable")
     _image_options(parser)
     _expert_options(parser)
     parser.add_argument("--batch", type=int, default=1, help="images of equal size to run together")
@@ -67,7 +66,7 @@ def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="headers, chunk tables and sizes (the default)")
     depth.add_argument("--full", action="store_true", help="every chunk's crc32 as well")
-    parser.add_argument("--quarantine", action="store_true", help="put damaged items aside, to be made again")
+    parser.add_argument("--quarantine", action="store_true", help="move damaged items aside, to be made again")
 
 
 def _add_merge(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -136,8 +135,8 @@ def _expert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--experts", type=_names, required=True, help="catalog names, weights files or images:FOLDER, as a,b,c"
     )
-    parser.add_argument("--config", type=Path, help="a catalog of your own, beside the built-in one")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--config", type=Path, help="your own catalog, added to the built-in one")
+    parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--tile", type=int, default=0, help="run larger images in tiles of this many LR pixels")
 
@@ -160,24 +159,24 @@ def settings_of(options: argparse.Namespace) -> ExtractSettings:
 
 
 def openers_of(options: argparse.Namespace) -> list[Callable[[], Expert]]:
-    """One function per expert wanted, which opens it when called."""
+    """One function per named expert, which opens it when called: for holding one in memory at a time."""
 
-    def opener(wanted: str) -> Callable[[], Expert]:
-        return lambda: _open(options, [wanted])[0]
+    def opener(name: str) -> Callable[[], Expert]:
+        return lambda: _open(options, [name])[0]
 
-    return [opener(wanted) for wanted in options.experts]
+    return [opener(name) for name in options.experts]
 
 
 def experts_of(options: argparse.Namespace) -> list[Expert]:
-    """All experts wanted, opened."""
+    """All named experts, opened."""
     return _open(options, options.experts)
 
 
-def _open(options: argparse.Namespace, wanted: Sequence[str]) -> list[Expert]:
-    from experts.open import open_experts  # brings forty architectures along: only for commands that run experts
+def _open(options: argparse.Namespace, names: Sequence[str]) -> list[Expert]:
+    from experts.open import open_experts  # imports forty architectures: only for commands that run experts
 
-    device = _device(options.device)
-    return open_experts(wanted, device=device, precision=options.precision, tile=options.tile, config=options.config)
+    device = choose_device(options.device)
+    return open_experts(names, device=device, precision=options.precision, tile=options.tile, config=options.config)
 
 
 def rank_and_world(shard: str) -> tuple[int, int]:
@@ -185,14 +184,9 @@ def rank_and_world(shard: str) -> tuple[int, int]:
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise Refusal(f"'{shard}' is not I/N with I from 0 to N-1", where="--shard", cure="write for example 0/4")
+    # Both multiply: a scheduler's shard may itself be started by torchrun.
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     return int(part) * world + rank, int(parts) * world
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def _names(text: str) -> list[str]:

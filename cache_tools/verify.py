@@ -1,4 +1,4 @@
-"""A cache -> the items that are damaged, missing or foreign; on request these are put aside, to be made again."""
+"""A cache -> the items that are damaged, missing or foreign; on request moved to quarantine, to be made again."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ def verify(root: Path, *, full: bool, quarantine: bool = False) -> VerifyReport:
     store = Store(root)
     manifest = store.manifest
     paths = store.item_paths()
-    verdict = VerifyReport("full" if full else "quick", len(paths))
-    bad: list[Path] = []
+    report = VerifyReport("full" if full else "quick", len(paths))
+    damaged: list[Path] = []
     for path in tqdm(paths, unit="item", desc="verify", disable=None):
         reason = _fault(path, manifest.fingerprint, full=full)
         if reason is not None:
-            verdict.failures.append(Failure(path.stem, reason))
-            bad.append(path)
-    there = {path.name.removesuffix(SUFFIX) for path in paths}
+            report.failures.append(Failure(path.stem, reason))
+            damaged.append(path)
+    present = {path.name.removesuffix(SUFFIX) for path in paths}
     for entry in store.index_lines():
-        if entry.id not in there:
-            verdict.failures.append(Failure(entry.id, f"{store.item_path(entry.id)}: item is indexed but missing"))
-    verdict.unfinished = max(0, manifest.planned - len(paths))
-    if quarantine and verdict.failures:
-        verdict.quarantined = _put_aside(store, bad)
-    return verdict
+        if entry.id not in present:
+            report.failures.append(Failure(entry.id, f"{store.item_path(entry.id)}: item is indexed but missing"))
+    # More items than planned are no fault: a later run may have named fewer images.
+    report.unfinished = max(0, manifest.planned - len(paths))
+    if quarantine and report.failures:
+        report.quarantined = _quarantine(store, damaged)
+    return report
 
 
 def _fault(path: Path, fingerprint: str, *, full: bool) -> str | None:
@@ -67,12 +68,12 @@ def _fault(path: Path, fingerprint: str, *, full: bool) -> str | None:
     return None
 
 
-def _put_aside(store: Store, bad: list[Path]) -> list[str]:
+def _quarantine(store: Store, damaged: list[Path]) -> list[str]:
     """Move damaged items out of the cache, so that the next extraction makes them again."""
     moved: list[str] = []
     try:
         store.quarantine.mkdir(exist_ok=True)
-        for path in bad:
+        for path in damaged:
             os.replace(path, store.quarantine / path.name)
             moved.append(path.stem)
     except OSError as error:

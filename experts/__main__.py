@@ -21,10 +21,11 @@ from experts.loading.adopt import Record, adopt, describe, write_record
 from experts.loading.fetch import fetch
 from experts.loading.load import load_network
 from experts.loading.weights import read_state_file
-from experts.open import find_device, open_expert, open_experts
+from experts.open import open_expert, open_experts
 from imaging import command
 from imaging.atomic import write_text
 from imaging.degrade import DegradeSettings
+from imaging.device import find_device
 from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 from imaging.settings import load_settings

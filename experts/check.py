@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from experts.catalog import Catalog
     from experts.spec import Precision
 
-from experts.open import find_device, open_expert
+from experts.open import open_expert
+from imaging.device import find_device
 
 CHECK_SIZE = 64
 

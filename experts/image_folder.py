@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from experts.spec import FOLDER, SCALE, ExpertIdentity, ExpertOutput
+from experts.spec import FOLDER, ExpertIdentity, ExpertOutput
 from imaging.files import list_images, read_rgb
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

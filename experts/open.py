@@ -21,6 +21,7 @@ from experts.pad import padded_length
 from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
 from experts.tap import find_layer, layers_at_size, tapped
+from imaging.device import find_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -29,17 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMAGES_PREFIX = "images:"
-
-
-def find_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1`, `mps` -> the device, if this machine has it."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0][:100]
-        raise Refusal(f"is not usable here ({first})", where=f"device {name}", cure="use --device cpu") from None
-    return device
 
 
 def open_experts(

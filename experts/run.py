@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from experts.pad import pad_right_bottom
-from experts.spec import SCALE, ExpertIdentity, ExpertOutput, Padding, Precision
+from experts.spec import ExpertIdentity, ExpertOutput, Padding, Precision
 from experts.tap import tapped
-from experts.tiles import plan_tiles
 from imaging.refusal import Refusal, nearest
+from imaging.scale import SCALE, enlarged
+from imaging.tiling import plan_kept_tiles
 
 if TYPE_CHECKING:
     import contextlib
@@ -112,7 +113,7 @@ class NetworkExpert:
         batch, _, height, width = lr_BCHW.shape
         sr_BCHW = lr_BCHW.new_full((batch, 3, SCALE * height, SCALE * width), float("nan"))
         feat_BCHW: Tensor | None = None
-        for tile in plan_tiles(height, width, self.tile, self.spec.overlap, self.padding.multiple):
+        for tile in plan_kept_tiles(height, width, self.tile, self.spec.overlap, self.padding.multiple):
             rows, columns = tile.rows, tile.columns
             part = self._run_whole(lr_BCHW[..., rows.start : rows.stop, columns.start : columns.stop])
             keep = (slice(rows.keep_start, rows.keep_stop), slice(columns.keep_start, columns.keep_stop))
@@ -120,7 +121,7 @@ class NetworkExpert:
                 slice(rows.keep_start - rows.start, rows.keep_stop - rows.start),
                 slice(columns.keep_start - columns.start, columns.keep_stop - columns.start),
             )
-            sr_BCHW[(..., *map(_scaled, keep))] = part.sr_BCHW[(..., *map(_scaled, inner))]
+            sr_BCHW[(..., *map(enlarged, keep))] = part.sr_BCHW[(..., *map(enlarged, inner))]
             if part.feat_BCHW is not None:
                 if feat_BCHW is None:
                     feat_BCHW = lr_BCHW.new_full((batch, part.feat_BCHW.shape[1], height, width), float("nan"))
@@ -156,10 +157,6 @@ class NetworkExpert:
             return
         where = f"expert {self.name}" + (f" on {', '.join(items)}" if items else "")
         raise Refusal(f"gave NaN or infinity in {self.precision}", where=where, cure="run it with --precision fp32")
-
-
-def _scaled(part: slice) -> slice:
-    return slice(SCALE * part.start, SCALE * part.stop)
 
 
 def _require_image_batch(lr_BCHW: Tensor) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "images"  # the architecture of what is known by its images alone
-SCALE = 4
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -102,6 +101,11 @@ class ExpertIdentity:
     weights_sha256: str
     precision: str
     tiling: str
+
+    @property
+    def is_image_folder(self) -> bool:
+        """Outputs are looked up by name and exist for whole, unflipped images only."""
+        return self.architecture == FOLDER
 
 
 class Expert(Protocol):

@@ -1,1 +1,1 @@
-"""The ground floor: image files, resizing, metrics, and the few habits all rooms share. Imports no other room."""
+"""The ground floor: image files, resizing, metrics, tiles, devices, settings. Imports no other room."""

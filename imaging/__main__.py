@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse, do, print."""
+    """Parse, run, print."""
     options = _parser().parse_args(arguments)
     return options.do(options)
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_resize(options: argparse.Namespace) -> int:
-    """The exit code says whether the requirement is met."""
+    """Exit code 1 where the requirement is not met."""
     agreements = check_folders(options.folder)
     if options.json:
         print_json(as_json(agreements))
@@ -77,7 +77,7 @@ def _check_resize(options: argparse.Namespace) -> int:
 
 
 def _samples(options: argparse.Namespace) -> int:
-    return _say_written(write_samples(options.folder), options.folder, as_json=options.json)
+    return _print_written(write_samples(options.folder), options.folder, as_json=options.json)
 
 
 def _downscale(options: argparse.Namespace) -> int:
@@ -86,7 +86,7 @@ def _downscale(options: argparse.Namespace) -> int:
         target = (options.lr / path.relative_to(options.hr)).with_suffix(".png")
         write_picture(target, downscale_8bit(crop_to_multiple(read_rgb(path))))
         written.append(target)
-    return _say_written(written, options.lr, as_json=options.json)
+    return _print_written(written, options.lr, as_json=options.json)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def _pack(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _say_written(written: Sequence[Path], folder: Path, *, as_json: bool) -> int:
+def _print_written(written: Sequence[Path], folder: Path, *, as_json: bool) -> int:
     if as_json:
         print_json([str(path) for path in written])
     else:

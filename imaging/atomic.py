@@ -20,7 +20,7 @@ def _host() -> str:
 
 
 def temporary_path(final: Path) -> Path:
-    """`a/b.png` -> `a/.b.png.tmp.<host>.<pid>`: hidden, and its owner can be told from it."""
+    """`a/b.png` -> `a/.b.png.tmp.<host>.<pid>`: hidden, and it names its writer: host and process."""
     return final.with_name(f".{final.name}{_MARK}{_host()}.{os.getpid()}")
 
 
@@ -37,7 +37,11 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, final: Path) -> None:
-    """Flush a finished temporary file to disk and give it its final name."""
+    """Flush a finished temporary file to disk and rename it.
+
+    The order counts: renamed before its bytes are on disk, a file can be empty after a power cut; and the new name is
+    on disk only once the folder is flushed too.
+    """
     sync_file(temporary)
     os.replace(temporary, final)
     sync_folder(final.parent)
@@ -86,6 +90,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # another user's process, or no process number at all: not ours to judge
+    except (PermissionError, OverflowError):  # another user's process, or no valid process number: keep the file
         return True
     return True

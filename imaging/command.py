@@ -28,7 +28,7 @@ class _AboveBars(logging.Handler):
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run `main` on the command line and turn a refusal into its one line and code 2."""
     logging.basicConfig(handlers=[_AboveBars()], level=logging.INFO, format="%(message)s")
-    keep_freed_memory()
+    keep_freed_memory()  # here, once for every command: it must come before the first large allocation
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except Refusal as refusal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from imaging.layers import at_least_float32
 from imaging.refusal import Refusal
 
 
@@ -28,6 +29,5 @@ def _levels(rgb: Tensor, top: int) -> Tensor:
             where="image to be rounded",
             cure="look for an overflow upstream: run at float32 precision",
         )
-    # Half precisions cannot tell all the levels apart; float32 can, exactly, up to 65535.
-    wide = rgb if rgb.dtype == torch.float64 else rgb.float()
-    return (wide.clamp(0, 1) * top).round()
+    # Half precisions cannot represent all levels; float32 can, exactly, up to 65535.
+    return (at_least_float32(rgb).clamp(0, 1) * top).round()

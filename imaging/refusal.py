@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Refusal(Exception):  # noqa: N818 - it is the program's answer, not its error
-    """The program cannot go on as asked, and the user can mend it.
+class Refusal(Exception):  # noqa: N818 - a refused input, not a failure of the program
+    """The program cannot do what was requested, and the user can fix it.
 
     Library code raises it; `imaging.command.run` prints it as a single line and exits with code 2.
     """

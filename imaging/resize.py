@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imaging.layers import at_least_float32
 from imaging.quantize import quantize_u8
+from imaging.scale import SCALE
 
 Edge = Literal["replicate", "mirror"]
 
-_CHUNK = 32  # output pixels per matrix product: long enough for the product to be fast, short enough to waste little
+_CHUNK = 32  # output pixels per matrix product: long enough to be fast, short enough that few of its weights are zero
 
 
 def resize_bicubic(
@@ -45,19 +47,19 @@ def resize_bicubic(
         if min(size) < 1:
             raise ValueError(f"size must be at least 1x1, got {size}")
         target, scales = size, (size[0] / height, size[1] / width)
-    wide = x_BCHW if x_BCHW.dtype == torch.float64 else x_BCHW.float()
+    wide = at_least_float32(x_BCHW)
     rows = _along_rows(wide, target[0], scales[0], edge)
     both = _along_rows(rows.transpose(-1, -2), target[1], scales[1], edge).transpose(-1, -2)
     return both.to(x_BCHW.dtype).contiguous()
 
 
-def downscale(hr_BCHW: Tensor, factor: int = 4, *, edge: Edge = "replicate") -> Tensor:
+def downscale(hr_BCHW: Tensor, factor: int = SCALE, *, edge: Edge = "replicate") -> Tensor:
     """The low-resolution image of `hr_BCHW`, whose sides must be multiples of `factor`: smooth, never rounded."""
     height, width = _divided(hr_BCHW, factor)
     return resize_bicubic(hr_BCHW, size=(height, width), edge=edge)
 
 
-def downscale_8bit(hr_BCHW: Tensor, factor: int = 4, *, edge: Edge = "replicate") -> Tensor:
+def downscale_8bit(hr_BCHW: Tensor, factor: int = SCALE, *, edge: Edge = "replicate") -> Tensor:
     """The low-resolution 8-bit file that MATLAB makes of 8-bit `hr_BCHW`, in [0, 1]: for making training images.
 
     MATLAB keeps uint8 between its two passes (rows first), so the image is clamped and rounded twice.
@@ -68,7 +70,7 @@ def downscale_8bit(hr_BCHW: Tensor, factor: int = 4, *, edge: Edge = "replicate"
     return quantize_u8(both).to(hr_BCHW.dtype) / 255
 
 
-def crop_to_multiple(hr_BCHW: Tensor, factor: int = 4) -> Tensor:
+def crop_to_multiple(hr_BCHW: Tensor, factor: int = SCALE) -> Tensor:
     """Cut the right and lower edge so that both sides are multiples of `factor`."""
     height, width = (side - side % factor for side in hr_BCHW.shape[-2:])
     if height == 0 or width == 0:
@@ -89,19 +91,19 @@ def _scaled(side: int, scale: float) -> int:
 
 
 def _along_rows(x_BCHW: Tensor, target: int, scale: float, edge: Edge) -> Tensor:
-    """Resize the H axis: each run of output rows is a small matrix times the input rows it can see."""
+    """Resize the H axis: each run of output rows is a small matrix times the input rows it uses."""
     if target == x_BCHW.shape[-2] and scale == 1:
         return x_BCHW
     parts = []
     for first_row, weights_OI in _matrices(x_BCHW.shape[-2], target, scale, edge):
-        seen = x_BCHW[..., first_row : first_row + weights_OI.shape[1], :]
-        parts.append(torch.matmul(weights_OI.to(x_BCHW), seen))
+        inputs = x_BCHW[..., first_row : first_row + weights_OI.shape[1], :]
+        parts.append(torch.matmul(weights_OI.to(x_BCHW), inputs))
     return torch.cat(parts, dim=-2)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # tiles and training crops repeat a few sizes, and the matrices take longer than the products
 def _matrices(length: int, target: int, scale: float, edge: Edge) -> tuple[tuple[int, Tensor], ...]:
-    """For each run of outputs: (first input pixel it sees, float64 weights_OI over the pixels from there on)."""
+    """For each run of outputs: (first input pixel it uses, float64 weights_OI over the pixels from there on)."""
     index_OT, weight_OT = _taps(length, target, scale, edge)
     runs = []
     for start in range(0, target, _CHUNK):
@@ -119,6 +121,7 @@ def _taps(length: int, target: int, scale: float, edge: Edge) -> tuple[np.ndarra
     support = 4 / widening
     centre_O = (np.arange(target) + 0.5) / scale - 0.5
     first_O = np.floor(centre_O - support / 2).astype(np.int64)
+    # Two taps more than the support: it may begin anywhere within a pixel; those outside it get weight 0.
     index_OT = first_O[:, None] + np.arange(math.ceil(support) + 2)
     weight_OT = _cubic((centre_O[:, None] - index_OT) * widening)
     weight_OT /= weight_OT.sum(axis=1, keepdims=True)

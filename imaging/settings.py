@@ -1,4 +1,4 @@
-"""YAML file + `section.key=value` words -> a frozen, typed settings object; unknown keys are refused by name."""
+"""YAML file + `section.key=value` overrides -> a frozen, typed settings object; unknown keys are refused by name."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ S = TypeVar("S", bound=Settings)
 def load_settings(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Read `path` as YAML, apply `a.b=value` overrides in order, validate as `kind`."""
     document = read_yaml(path)
-    for word in overrides:
-        _override(document, word)
+    for override in overrides:
+        _override(document, override)
     return parse_settings(kind, document, where=str(path))
 
 
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"cannot be read ({error})", where=path, cure="give a readable YAML file") from None
     except yaml.YAMLError as error:
-        raise Refusal(f"is not YAML ({error})", where=path, cure="mend the line it names") from None
+        raise Refusal(f"is not YAML ({error})", where=path, cure="correct the line it names") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -56,7 +56,7 @@ def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
         return kind.model_validate(document)
     except ValidationError as error:
         errors = error.errors()
-        # A mistyped name often shows twice, as unknown and as missing; the unknown one tells more.
+        # A mistyped name is often reported twice, as unknown and as missing; the unknown one is the more useful.
         first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
@@ -65,11 +65,11 @@ def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
         raise Refusal(f"setting '{place}': {first['msg']}", where=where, cure="correct that value") from None
 
 
-def _override(document: dict[str, Any], word: str) -> None:
-    """Apply one `section.key=value` word; the value is read as YAML, so numbers and lists work."""
-    key, equals, text = word.partition("=")
+def _override(document: dict[str, Any], override: str) -> None:
+    """Apply one `section.key=value` override; the value is read as YAML, so numbers and lists work."""
+    key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise Refusal(f"'{word}' is not an override", where="command line", cure="write section.key=value")
+        raise Refusal(f"'{override}' is not an override", where="command line", cure="write section.key=value")
     *sections, last = key.split(".")
     place = document
     for section in sections:
@@ -78,12 +78,12 @@ def _override(document: dict[str, Any], word: str) -> None:
         place = place[section]
         if not isinstance(place, dict):
             raise Refusal(
-                f"'{section}' in '{word}' is a value, not a section", where="command line", cure="check the name"
+                f"'{section}' in '{override}' is a value, not a section", where="command line", cure="check the name"
             )
     try:
         place[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise Refusal(f"the value in '{word}' is not YAML", where="command line", cure="quote it") from None
+        raise Refusal(f"the value in '{override}' is not YAML", where="command line", cure="quote it") from None
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

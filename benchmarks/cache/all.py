@@ -1,4 +1,4 @@
-"""Everything the cache promises, measured side by side -> figures, and the Markdown that records them."""
+"""All measurements of the cache, side by side -> figures, and the Markdown that records them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.cache.training import in_markdown as training_in_markdown
 from cache_tools.write.space import require_room
 from imaging.atomic import write_text
 
-_BYTES_PER_PIXEL = 9000
+_BYTES_PER_PIXEL = 9000  # of LR, for one item in both layouts, with room for the temporary copy
 
 
 def bench(
@@ -67,7 +67,7 @@ def training(
 
 
 def _machine(load: float) -> str:
-    """Cores and memory in general words; load above the cores says that others were at work too."""
+    """Cores and memory in general words; a load above the number of cores means that other programs ran too."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
     return (
@@ -77,7 +77,7 @@ def _machine(load: float) -> str:
 
 
 def in_markdown(results: dict[str, Any]) -> str:
-    """The record."""
+    """The results file."""
     parts = (_head(results), _sizes(results), _reading(results), _overhead(results), _errors(results))
     return "\n".join(line for part in parts for line in part) + "\n"
 

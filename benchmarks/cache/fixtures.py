@@ -1,4 +1,4 @@
-"""Things to measure with: features like an expert's, items and `.pt` files of them, and files out of the page cache.
+"""Test data: features like an expert's, items and `.pt` files of them, and files dropped from the page cache.
 
 Legend: E experts, C channels, H and W LR height and width.
 """
@@ -17,10 +17,11 @@ from cache_tools.write.load import LoadedJob, LoadedSource
 from cache_tools.write.pairs import Source
 from cache_tools.write.recipe import make_header, make_manifest
 from cache_tools.write.writer import ItemWriter, open_store
-from experts.spec import SCALE, ExpertOutput
+from experts.spec import ExpertOutput
 from imaging.atomic import sync_file
 from imaging.files import quantize_u8
 from imaging.resize import resize_bicubic
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -61,7 +62,7 @@ def make_recipe_for(profile: ProfileName) -> Recipe:
 
 
 def make_outputs(height: int, width: int, seed: int) -> tuple[LoadedJob, list[ExpertOutput]]:
-    """An item's worth of smooth-plus-noise features and images, of the size of real ones."""
+    """One item's features and images, smooth plus noise, of the size of real ones."""
     generator = torch.Generator().manual_seed(seed)
     hr_CHW = _smooth(3, SCALE * height, SCALE * width, generator).mul(0.15).add(0.5).clamp(0, 1)
     lr_CHW = hr_CHW[:, ::SCALE, ::SCALE]
@@ -105,7 +106,7 @@ def write_pt(path: Path, loaded: LoadedJob, outputs: Sequence[ExpertOutput]) -> 
     return path
 
 
-def forget(paths: Iterable[Path]) -> None:
+def drop_from_page_cache(paths: Iterable[Path]) -> None:
     """Have the system drop these files from its page cache, so that the next read goes to the disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)

@@ -11,8 +11,9 @@ from spandrel.architectures.HAT import HAT
 
 from experts.loading.edsr import EDSR
 from experts.run import NetworkExpert
-from experts.spec import SCALE, ExpertSpec, Padding, Tap, WeightsSource
+from experts.spec import ExpertSpec, Padding, Tap, WeightsSource
 from imaging.files import read_rgb, write_picture
+from imaging.scale import SCALE
 from imaging.tools.samples import write_samples
 
 if TYPE_CHECKING:

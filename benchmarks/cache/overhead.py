@@ -20,13 +20,13 @@ _LR_SIZE = 64
 
 
 def measure_overhead(work: Path, images: int, rounds: int) -> dict[str, Any]:
-    """Alternate bare forwards and extraction, so that other load on the machine meets both alike."""
+    """Alternate bare forwards and extraction, so that other load on the machine affects both alike."""
     folder = work / "overhead"
     write_photographs(folder, _LR_SIZE, images)
     networks = make_networks()
     sources, _ = find_sources(folder / "hr", None)
     inputs_BCHW = [decode_image(load_source(source).lr_CHW)[None] for source in sources]
-    for network in networks:
+    for network in networks:  # warm up: allocations and kernel choice of the first run belong to neither side
         network.run(inputs_BCHW[0])
     bare: list[Overhead] = []
     whole: list[Overhead] = []
@@ -61,12 +61,12 @@ class Overhead:
 
     @classmethod
     def now(cls) -> Overhead:
-        """Where both clocks stand."""
+        """Both clocks now."""
         return cls(time.perf_counter(), time.process_time())
 
     @classmethod
     def since(cls, begin: Overhead) -> Overhead:
-        """What passed on both."""
+        """Seconds on both since `begin`."""
         end = cls.now()
         return cls(round(end.wall - begin.wall, 2), round(end.cpu - begin.cpu, 2))
 

@@ -1,7 +1,7 @@
-"""Each profile -> its bytes per LR pixel and what it does to features and SR images of real networks.
+"""Each profile -> its bytes per LR pixel and its error in features and SR images of real networks.
 
 The features come from small random-weight networks of the four reference architectures with their true channel
-counts, run on photographs; the SR images are bicubic, since networks without training give no images.
+counts, run on photographs; the SR images are bicubic, since untrained networks give no images.
 """
 
 from __future__ import annotations

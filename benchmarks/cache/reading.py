@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from benchmarks.cache.fixtures import forget, make_outputs, write_item, write_pt
+from benchmarks.cache.fixtures import drop_from_page_cache, make_outputs, write_item, write_pt
 from cache_tools.format.store import Store
 from cache_tools.read.batch import dequantize
 from cache_tools.read.dataset import CacheDataset
-from experts.spec import SCALE
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def _read_pt(files: Sequence[Path], *, cold: bool) -> float:
     seconds = 0.0
     for path in files:
         if cold:
-            forget([path])
+            drop_from_page_cache([path])
         begin = time.perf_counter()
         content = torch.load(path, weights_only=True)
         height, width = content["lr"].shape[-2:]
@@ -93,7 +93,7 @@ def _read_cache(
     seconds = 0.0
     for step in range(source.steps_per_epoch):
         if cold:
-            forget(stored)
+            drop_from_page_cache(stored)
         begin = time.perf_counter()
         batch = source.make(0, step)
         if decode:

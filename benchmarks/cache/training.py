@@ -1,6 +1,6 @@
 """Full-size experts -> samples a second of training from a cache of them and of training with them running.
 
-Both through `train.py --pace` on the same images: this room knows the experts, that command the training.
+Both through `train.py --pace` on the same images: this room may import experts, that command trains.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _pace(
     command += ["--pace", ",".join(map(str, steps)), f"run={place / 'run'}", "data.workers=2", "data.hold_out=2"]
     command += [f"data.patch={patch}", f"data.batch={batch}", f"data.hr=[{place / 'hr'}]", "device=cpu"]
     command += [f"data.experts=[{','.join(map(str, files))}]"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # stderr shows how far it is
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # stderr keeps showing its progress
     if done.returncode != 0:
         raise Refusal("train.py failed", where=shlex.join(command), cure="run it alone")
     return json.loads(done.stdout)
@@ -106,11 +106,12 @@ def in_markdown(results: dict[str, Any]) -> str:
     cache, live = results["cache"], results["live"]
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in results["experts"].items())
     lines = [
-        f"Experts with random weights ({sizes} parameters), which do for time. A cache of {results['images']} images of"
-        f" {results['lr_size']}x{results['lr_size']} LR pixels, profile compact with features, made by the extraction"
-        f" itself in {results['extraction_cpu_seconds']:.0f} CPU seconds. Both ways train the fusion network of"
+        f"Experts with random weights ({sizes} parameters), which cost the same time as trained ones. A cache of"
+        f" {results['images']} images of {results['lr_size']}x{results['lr_size']} LR pixels, profile compact with"
+        f" features, made by the extraction itself in {results['extraction_cpu_seconds']:.0f} CPU seconds. Both ways"
+        " train the fusion network of"
         f" configs/fusion_x4.yaml on patches of {results['patch']}x{results['patch']}, {results['batch']} a step, one"
-        f" process and 2 loader workers; a live patch is given to the experts with 8 LR pixels around it.",
+        f" process and 2 loader workers; the experts' input of a live patch has 8 LR pixels more on each side.",
         "",
         "| | samples a second | CPU seconds a sample | waiting for data | steps | seconds |",
         "|---|---|---|---|---|---|",

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion.inference.ensemble import SCALE
-from fusion.inference.tiles import RAMP, plan_feathered_spans
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
+from imaging.tiling import RAMP, plan_feathered_spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion.inference.tiles import FeatheredSpan
+    from imaging.tiling import FeatheredSpan
 
 _BESIDE = 4  # pixels on both sides of a ramp that still count as the seam
 

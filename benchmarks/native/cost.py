@@ -1,6 +1,6 @@
 """Native networks in several forms -> parameters, multiply-adds, seconds and memory of each, one process per form.
 
-Random weights: what is measured does not depend on training, but for routing, which random routers do evenly.
+Random weights: time and memory depend on training by routing alone, and random routers route evenly.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def bench(sizes: Sequence[int], *, threads: int, repeats: int, only: str | None 
     if not cases:
         raise Refusal(f"no such network '{only}'", where="bench-native", cure=f"give one of {', '.join(KINDS)}")
     work = [(case, size) for size in sizes for case in cases]
-    # A server that has imported everything and run nothing forks a clean process for each case.
+    # The fork server has imported everything and run nothing, so each case starts in a clean process at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     results = []
@@ -138,7 +138,7 @@ def measure(case: Case, size: int, threads: int, repeats: int) -> Measured:
 
 
 def multiply_adds_of(network: nn.Module, channels: int) -> float:
-    """Of one forward at 64x64; attention is taken apart into matrix products, since its fused form is not counted."""
+    """Of one forward at 64x64; attention runs as separate matrix products, since the counter skips its fused form."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(picture(64, channels))
     return counter.get_total_flops() / 2
@@ -158,7 +158,7 @@ def _highest_mib() -> float:
 
 
 def as_markdown(results: Sequence[Measured], *, threads: int, repeats: int) -> str:
-    """The table with what it was measured on."""
+    """The table, and how it was measured."""
     lines = [
         "## Cost",
         "",
@@ -185,5 +185,5 @@ def as_json(results: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, str]:
-    """What everything here was measured on."""
+    """Where it was measured."""
     return {"torch": torch.__version__, "processor": platform.machine(), "system": platform.system()}

@@ -1,6 +1,6 @@
 """Native networks and their large-kernel parts, as trained and folded, run in turns -> what folding saves.
 
-The two forms alternate, so that whatever else the machine does meets both alike; each pair gives one ratio of CPU
+The two forms alternate, so that other load on the machine affects both alike; each pair gives one ratio of CPU
 seconds. Legend of a part's name: kernel's side, channels it is applied to of how many.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoldCase:
-    """What is folded, and how many channels it takes."""
+    """A network or layer to fold, and its input channels."""
 
     build: Callable[[], nn.Module]
     channels: int
@@ -72,7 +72,8 @@ def bench_fold(size: int, *, threads: int, pairs: int, only: str | None = None) 
     """Every case, each in a process of its own."""
     names = [name for name in FOLD_CASES if only is None or name == only]
     if not names:
-        raise Refusal(f"nothing called '{only}' folds", where="bench-native", cure=f"give one of {list(FOLD_CASES)}")
+        raise Refusal(f"no fold case '{only}'", where="bench-native", cure=f"give one of {list(FOLD_CASES)}")
+    # A process per case: the memory that one case leaves to malloc must not speed up the next.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     results = []
@@ -93,9 +94,10 @@ def measure_fold(name: str, size: int, threads: int, pairs: int) -> Folded:
     folded = copy.deepcopy(trained)
     fold_all(folded)
     image_BCHW = picture(size, case.channels)
-    difference = float((trained(image_BCHW) - folded(image_BCHW)).abs().max())  # and both are warm
+    difference = float((trained(image_BCHW) - folded(image_BCHW)).abs().max())  # also the warm-up of both
     seconds = np.array([_pair(trained, folded, image_BCHW, swapped=index % 2 == 1) for index in range(pairs)])
     ratios = seconds[:, 0] / seconds[:, 1]
+    # Bootstrap of the median: pairs are drawn with replacement.
     drawn = np.random.default_rng(0).choice(ratios, (4000, pairs))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     share = (size / 64) ** 2
@@ -126,7 +128,7 @@ def _pair(trained: nn.Module, folded: nn.Module, image_BCHW: torch.Tensor, *, sw
 
 
 def fold_markdown(results: Sequence[Folded], *, threads: int) -> str:
-    """The table with how it was measured."""
+    """The table, and how it was measured."""
     lines = [
         "## Folding",
         "",

@@ -1,6 +1,6 @@
 """Experts and folders of true images -> PSNR, SSIM and LPIPS on clean, blurred, noisy and compressed LR images.
 
-Each LR image is made by a record of imaging/degrade.py with fixed numbers, so the table can be made again anywhere.
+Each LR image is made by a record of imaging/degrade/ with fixed numbers, so the table can be made again anywhere.
 Legend: B batch (1), C channels, H and W height and width. Images are RGB float32 in [0, 1].
 """
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from experts.spec import SCALE
 from imaging.degrade import Degradation, DegradeSettings, degrade, draw_degradation
-from imaging.degrade_steps import Blur, GaussianNoise, Jpeg, Resize, Step
+from imaging.degrade.steps import Blur, GaussianNoise, Jpeg, Resize, Step
 from imaging.files import list_images, read_rgb
 from imaging.metrics import psnr, ssim
-from imaging.perceptual import find_trunk, lpips_distance
+from imaging.metrics.perceptual import find_trunk, lpips_distance
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple, resize_bicubic
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ BICUBIC = "bicubic"
 
 @dataclass(frozen=True)
 class Variant:
-    """What happens to the true image before it is shrunk by bicubic, and to the small one after; deviations of blur
-    are in pixels of the true image, of noise in grey levels."""
+    """Blur of the true image before bicubic downscaling, noise and JPEG after it; the deviation of blur is in pixels of
+    the true image, that of noise in grey levels."""
 
     blur: float = 0.0
     noise: float = 0.0
@@ -56,7 +56,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over a set's images; `lpips` is None where its trunk is not at hand."""
+    """Means over a set's images; `lpips` is None where its trunk file is missing."""
 
     set: str
     variant: str
@@ -107,7 +107,7 @@ def measure_quality(
                 else:
                     assert mixed is not None
                     record = draw_degradation(mixed, size, index)
-                for contender, sr_BCHW in _answers(experts, degrade(hr_BCHW, record), size).items():
+                for contender, sr_BCHW in _outputs(experts, degrade(hr_BCHW, record), size).items():
                     scores = _scores(sr_BCHW, hr_BCHW, trunk)
                     sums[contender] = sums.get(contender, torch.zeros_like(scores)) + scores
             for contender, total in sums.items():
@@ -117,7 +117,7 @@ def measure_quality(
     return results
 
 
-def _answers(experts: Sequence[Expert], lr_BCHW: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+def _outputs(experts: Sequence[Expert], lr_BCHW: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     """Contender -> its enlargement, on the CPU."""
     return {
         BICUBIC: resize_bicubic(lr_BCHW, size=size),
@@ -132,7 +132,7 @@ def _scores(sr_BCHW: Tensor, hr_BCHW: Tensor, trunk: Path | None) -> Tensor:
 
 
 def _lpips_trunk() -> Path | None:
-    """The trunk's file where somebody has put it; the table says when it is not there."""
+    """LPIPS's trunk file, or None where it is missing, which the table then states."""
     try:
         return find_trunk()
     except Refusal:
@@ -144,7 +144,7 @@ def quality_markdown(results: Sequence[Quality]) -> str:
     contenders = list(dict.fromkeys(result.contender for result in results))
     with_lpips = results[0].lpips is not None
     kinds = "PSNR-Y / SSIM-Y / LPIPS" if with_lpips else "PSNR-Y / SSIM-Y"
-    absent = "" if with_lpips else " LPIPS is not given: its trunk's file is not at hand."
+    absent = "" if with_lpips else " LPIPS is left out: its trunk file is missing."
     lines = [
         "## Quality",
         "",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def import_images(settings: ExtractSettings, folders: Sequence[str]) -> Report:
     """`folders`: `NAME=FOLDER` or `FOLDER`, whose name is then the expert's."""
-    experts = [_open(word) for word in folders]
+    experts = [_open(argument) for argument in folders]
     names = [expert.name for expert in experts]
     for name in names:
         if names.count(name) > 1:
@@ -25,6 +25,6 @@ def import_images(settings: ExtractSettings, folders: Sequence[str]) -> Report:
     return extract(settings, experts)
 
 
-def _open(word: str) -> ImageFolderExpert:
-    name, equals, folder = word.rpartition("=")
+def _open(argument: str) -> ImageFolderExpert:
+    name, equals, folder = argument.rpartition("=")
     return ImageFolderExpert(Path(folder), name=name if equals else None)

@@ -1,7 +1,7 @@
 """Per-image `.pt` files of the older layout -> a cache.
 
 Each holds `lr` (3, H, W), `hr` (3, 4H, 4W), `expert_imgs` {name: (3, 4H, 4W)} and `expert_feats` {name: (C, H, W)},
-float in [0, 1] or uint8. They say nothing about weights, and the cache records exactly that.
+float in [0, 1] or uint8. They do not name the weights; the cache records them as unknown.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from cache_tools.write.pairs import Failure, Source
 from cache_tools.write.recipe import make_header, make_manifest, require_unmixed
 from cache_tools.write.space import item_sizes, require_room
 from cache_tools.write.writer import ItemWriter, open_store
-from experts.spec import SCALE, ExpertOutput
+from experts.spec import ExpertOutput
 from imaging.files import quantize_u8
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 from imaging.unpickle import load_tensors
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from cache_tools.format.schema import Compression, ProfileName
 
-_HIGHEST = 4.0
+_HIGHEST = 4.0  # SR images may overshoot [0, 1]; 0..255 stored as floats must be refused
 
 
 def import_pt(
@@ -68,6 +69,7 @@ def import_pt(
             raise
         except Refusal as error:
             report.failures.append(Failure(path.name, str(error)))
+        # No file could be read: then nothing was written, and the first reason is the useful one.
         if recipe is None and number + 1 == len(paths):
             raise Refusal("holds no .pt file of the expected layout", where=folder, cure=str(report.failures[0].reason))
     return report
@@ -120,10 +122,10 @@ def _loaded(path: Path, name: str, content: Mapping[str, Any], recipe: Recipe) -
     height, width = lr_CHW.shape[-2:]
     large = (3, SCALE * height, SCALE * width)
     _require_shape(path, "hr", hr_CHW, large)
-    wanted = {expert.name for expert in recipe.experts}
-    if set(content["expert_imgs"]) != wanted:
-        what = f"has experts {', '.join(content['expert_imgs'])}, the first file {', '.join(sorted(wanted))}"
-        raise Refusal(what, where=path, cure="import folders of different experts apart")
+    expected = {expert.name for expert in recipe.experts}
+    if set(content["expert_imgs"]) != expected:
+        what = f"has experts {', '.join(content['expert_imgs'])}, the first file {', '.join(sorted(expected))}"
+        raise Refusal(what, where=path, cure="import folders of different experts into separate caches")
     outputs: list[ExpertOutput] = []
     for expert in recipe.experts:
         sr_CHW = _image(path, expert.name, content["expert_imgs"][expert.name])
@@ -158,4 +160,4 @@ def _image(path: Path, name: str, tensor: Tensor) -> Tensor:
 
 def _require_shape(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
-        raise Refusal(f"{name} is {tuple(tensor.shape)}, wanted {shape}", where=path, cure="make the file again")
+        raise Refusal(f"{name} is {tuple(tensor.shape)}, expected {shape}", where=path, cure="make the file again")

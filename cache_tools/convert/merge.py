@@ -55,10 +55,10 @@ def joint_recipe(stores: Sequence[Store]) -> Recipe:
         alike = recipe.model_copy(update={"experts": recipes[0].experts})
         if recipe.profile == "images" and profile.sr == PROFILES["images"].sr:
             alike = alike.model_copy(update={"profile": profile.name})
-        wanted = recipes[0].model_copy(update={"profile": profile.name})
-        if alike != wanted:
+        expected = recipes[0].model_copy(update={"profile": profile.name})
+        if alike != expected:
             cure = "merge caches of one recipe, or of one kind with different experts; see `repack`"
-            raise ForeignCache(f"does not fit: {difference(wanted, alike)}", where=store.root, cure=cure)
+            raise ForeignCache(f"does not fit: {difference(expected, alike)}", where=store.root, cure=cure)
     for name in names:
         if names.count(name) > 1:
             cure = "leave it out of one cache with `repack --experts`"
@@ -103,10 +103,10 @@ def prepare(out: Store, recipe: Recipe, planned: int, needed: int) -> None:
 
 def existing(out: Store, items: Sequence[str], recipe: Recipe) -> set[str]:
     """Items that an earlier, interrupted run finished."""
-    there = {entry.id: entry for entry in out.entries()}
-    for entry in there.values():
+    entries = {entry.id: entry for entry in out.entries()}
+    for entry in entries.values():
         require_same_recipe(out.item_path(entry.id), entry.fingerprint, recipe.fingerprint)
-    return set(items) & set(there)
+    return set(items) & set(entries)
 
 
 def _unite(stores: Sequence[Store], out: Store) -> Merged:

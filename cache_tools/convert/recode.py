@@ -1,4 +1,4 @@
-"""Items as stored -> items with other experts or another profile; slicing and joining move bytes, never numbers.
+"""Items as stored -> items with other experts or another profile; slicing and joining copy values, rounding nothing.
 
 Legend: E experts, C channels, H and W LR height and width, T and U rows and columns of tiles.
 """

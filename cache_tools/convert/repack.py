@@ -1,4 +1,4 @@
-"""A cache -> the same cache in a smaller profile, with fewer experts or other compression; never a larger promise."""
+"""A cache -> the same cache in a smaller profile, with fewer experts or other compression; never a more exact one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _recipe(
     old = store.manifest.recipe
     new = profile or old.profile
     if PROFILES[new].exactness > PROFILES[old.profile].exactness:
-        what = f"is {old.profile}; what it rounded away cannot be won back as {new}"
+        what = f"is {old.profile}; what it rounded cannot be restored as {new}"
         raise Refusal(what, where=store.root, cure=f"extract again with --profile {new}")
     known = {expert.name: expert for expert in old.experts}
     chosen: list[ExpertIdentityRecord] = []

@@ -1,4 +1,4 @@
-"""Stored bytes -> their crc32. HDF5 itself returns wrong numbers after most bit flips without a word; this does not."""
+"""Stored bytes -> their crc32. HDF5 itself returns wrong numbers after most bit flips without an error."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cache_tools.format.schema import Profile
 
 _LEVELS = 255
-_HALF_MAX = 65504.0
+_HALF_MAX = 65504.0  # the largest finite float16
 
 
 def quantize(feat_CHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,10 @@ def quantize(feat_CHW: Tensor) -> tuple[Tensor, Tensor]:
     tiles_CTHUW = _as_tiles(feat_CHW)
     low_CTU = tiles_CTHUW.amin((2, 4))
     scale_CTU = (tiles_CTHUW.amax((2, 4)) - low_CTU) / _LEVELS
+    # A constant tile has scale 0: its codes are 0 and the offset alone restores it, so any divisor will do.
     safe_CTU = torch.where(scale_CTU > 0, scale_CTU, torch.ones_like(scale_CTU))
     steps = (tiles_CTHUW - low_CTU[:, :, None, :, None]) / safe_CTU[:, :, None, :, None]
+    # In place: float copies of all features at once are what limits the size of an image here.
     codes = steps.round_().clamp_(0, _LEVELS).to(torch.uint8)
     codes_CHW = codes.flatten(3, 4).flatten(1, 2)[:, :height, :width]
     return codes_CHW, torch.stack((scale_CTU, low_CTU), -1).permute(1, 2, 0, 3)

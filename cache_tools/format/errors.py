@@ -1,4 +1,4 @@
-"""Ways in which a cache is not what it should be, each a refusal of its own kind."""
+"""What can be wrong with a cache, each its own kind of refusal."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class CorruptItem(Refusal):
 
 
 class StorageFailed(Refusal):
-    """The disk takes no more: full, over quota or not writable. No item after this one can be stored either."""
+    """The disk is full, over quota or not writable: no later item can be stored either, so the run ends."""
 
 
 class ForeignCache(Refusal):
-    """A cache was made with other experts, settings or sources than those asked for."""
+    """A cache was made with other experts, settings or sources than the requested ones."""
 
 
 def corrupt(path: Path, what: str) -> CorruptItem:
-    """The refusal for a damaged item, with the cure that mends it."""
+    """The refusal for a damaged item, with the command that repairs the cache."""
     cure = "run `python -m cache_tools verify CACHE --full --quarantine`, then extract again"
     return CorruptItem(what, where=path, cure=cure)
 
 
 def storage_failed(path: Path, error: OSError) -> StorageFailed:
-    """What the operating system said about a write, in words, with a cure."""
+    """A failed write -> the operating system's reason, with a cure."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         cure = "free some space and run the same command again"

@@ -32,7 +32,7 @@ def serialize_item(header: Header, arrays: Mapping[str, np.ndarray]) -> memoryvi
     filters = compression_filters(header.compression)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=_FORMAT) as file:
-        # Fixed length: strings of variable length would lie in a heap that carries no checksum.
+        # Fixed length: HDF5 puts strings of variable length into its global heap, which has no checksum.
         file.attrs.create(HEADER, np.bytes_(header.model_dump_json().encode()))
         datasets = {
             spec.name: file.create_dataset(spec.name, spec.shape, spec.dtype, chunks=spec.chunk, **filters)
@@ -56,9 +56,10 @@ def _store_tile(
     origin = spec.origin(tile_y, tile_x)
     if not raw:
         dataset[window] = array[window]
-        dataset.file.flush()
+        dataset.file.flush()  # or the chunk is still in HDF5's cache, not yet compressed
         _, stored = dataset.id.read_direct_chunk(origin)
         return crc32(stored)
+    # A direct write bypasses HDF5's edge handling: chunks at the right and lower edges are padded to full size here.
     part = array[window]
     chunk = np.zeros(spec.chunk, spec.dtype) if part.shape != spec.chunk else np.ascontiguousarray(part)
     if part.shape != spec.chunk:
@@ -68,11 +69,11 @@ def _store_tile(
 
 
 def compression_filters(compression: Compression) -> dict[str, Any]:
-    """A compression's name -> what h5py must be told; zstd needs the extra package."""
+    """A compression's name -> h5py's arguments for create_dataset; zstd needs the extra package."""
     if compression == "none":
         return {}
     if compression == "gzip":
-        return {"compression": "gzip", "compression_opts": 4, "shuffle": False}
+        return {"compression": "gzip", "compression_opts": 4, "shuffle": False}  # shuffle gains nothing on uint8
     try:
         import hdf5plugin  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -82,8 +83,8 @@ def compression_filters(compression: Compression) -> dict[str, Any]:
 
 
 def _require_arrays(header: Header, specs: Mapping[str, DatasetSpec], arrays: Mapping[str, np.ndarray]) -> None:
-    assert set(arrays) == set(specs), f"{header.id}: arrays {sorted(arrays)}, wanted {sorted(specs)}"
+    assert set(arrays) == set(specs), f"{header.id}: arrays {sorted(arrays)}, expected {sorted(specs)}"
     for name, spec in specs.items():
         found = arrays[name]
-        assert found.shape == spec.shape, f"{header.id}/{name}: shape {found.shape}, wanted {spec.shape}"
-        assert found.dtype == spec.dtype, f"{header.id}/{name}: {found.dtype}, wanted {spec.dtype}"
+        assert found.shape == spec.shape, f"{header.id}/{name}: shape {found.shape}, expected {spec.shape}"
+        assert found.dtype == spec.dtype, f"{header.id}/{name}: {found.dtype}, expected {spec.dtype}"

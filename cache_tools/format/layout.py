@@ -30,7 +30,7 @@ class DatasetLayout:
 
 @dataclass(frozen=True)
 class ItemLayout:
-    """One item file, known well enough to read any tile without asking HDF5 again."""
+    """One item file, known well enough to read any tile without going through HDF5 again."""
 
     path: Path
     header: Header
@@ -41,6 +41,7 @@ def open_layout(path: Path) -> ItemLayout:
     """Read the header and the chunk tables; check each against the other and against the file's size."""
     try:
         size = path.stat().st_size
+        # Without locks: items never change once they have their name, and some network file systems cannot lock.
         with h5py.File(path, "r", locking=False) as file:
             header = _header(path, file)
             if header.compression != "none":
@@ -49,6 +50,7 @@ def open_layout(path: Path) -> ItemLayout:
             return ItemLayout(path, header, {name: _dataset(path, file, spec, size) for name, spec in specs.items()})
     except FileNotFoundError:
         raise corrupt(path, "item is missing") from None
+    # Damaged bytes make h5py fail in any of these ways, depending on which structure they hit.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise corrupt(path, f"HDF5 cannot read it ({error})") from error
 
@@ -69,7 +71,7 @@ def _header(path: Path, file: h5py.File) -> Header:
     try:
         header = Header.model_validate_json(text)
     except ValidationError as error:
-        raise corrupt(path, f"header is not one of ours ({error.error_count()} errors)") from None
+        raise corrupt(path, f"header is invalid ({error.error_count()} errors)") from None
     if header.schema_version != SCHEMA_VERSION:
         what = f"has schema {header.schema_version}, this program reads {SCHEMA_VERSION}"
         raise Refusal(what, where=path, cure="use the version of the program that made the cache")
@@ -79,19 +81,20 @@ def _header(path: Path, file: h5py.File) -> Header:
 def _dataset(path: Path, file: h5py.File, spec: DatasetSpec, file_size: int) -> DatasetLayout:
     dataset = file[spec.name]
     if not isinstance(dataset, h5py.Dataset) or dataset.shape != spec.shape or dataset.dtype != spec.dtype:
-        raise corrupt(path, f"dataset {spec.name} is not what the header says")
+        raise corrupt(path, f"dataset {spec.name} does not match the header")
     if dataset.chunks != spec.chunk:
         raise corrupt(path, f"dataset {spec.name} has other chunks than the schema's")
     stored_crc = file[f"{CRC}/{spec.name}"]
     assert isinstance(stored_crc, h5py.Dataset)
     crc = np.asarray(stored_crc[...], np.uint32)
+    # -1 until the chunk is found: HDF5 does not list chunks that were never written and would read them as zeros.
     offset, size = np.full(crc.shape, -1, np.int64), np.zeros(crc.shape, np.int64)
 
     def note(chunk: h5py.h5d.StoreInfo) -> None:
         tile = chunk.chunk_offset[spec.y] // spec.chunk[spec.y], chunk.chunk_offset[spec.x] // spec.chunk[spec.x]
         offset[tile], size[tile] = chunk.byte_offset, chunk.size
 
-    dataset.id.chunk_iter(note)
+    dataset.id.chunk_iter(note)  # one pass over the chunk index; asking for each chunk by itself searches it every time
     if crc.shape != _grid(spec) or (offset < 0).any() or (offset + size > file_size).any():
         raise corrupt(path, f"dataset {spec.name} lacks chunks")
     return DatasetLayout(spec, offset, size, crc)

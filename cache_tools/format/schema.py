@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from experts.spec import SCALE
+from imaging.scale import SCALE
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SCHEMA_VERSION = 1
-TILE = 32
+SCHEMA_VERSION = 1  # readers refuse any other
+TILE = 32  # LR pixels; smaller means more reads per patch, larger reads more pixels that the patch does not use
 SUFFIX = ".h5"
 
 FEAT, FEAT_SCALE, SR, HR, LR = "feat", "feat_scale", "sr", "hr", "lr"
@@ -77,7 +77,7 @@ class ExpertEntry(Settings):
 
 
 class Header(Settings):
-    """All that an item says about itself."""
+    """All that an item records about itself."""
 
     schema_version: int = SCHEMA_VERSION
     id: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
@@ -153,6 +153,7 @@ def _specs(header: Header) -> Iterator[DatasetSpec]:
         if profile.features == "u1":
             shape = (*header.tiles, channels, 2)
             yield DatasetSpec(FEAT_SCALE, shape, (1, 1, channels, 2), np.dtype("<f4"), 0, 1)
+    # SR and HR chunks cover the same LR tile, so they are four times as large on each side.
     large = (SCALE * height, SCALE * width, SCALE * TILE)
     yield _image(SR, (len(header.experts), 3), *large, profile.sr)
     if header.has_hr:
@@ -170,5 +171,5 @@ def item_bytes(header: Header) -> int:
     tiles_y, tiles_x = header.tiles
     specs = dataset_specs(header)
     chunks = tiles_y * tiles_x * sum(spec.chunk_bytes for spec in specs.values())
-    tables = tiles_y * tiles_x * 12 * len(specs)
-    return chunks + tables + len(header.model_dump_json()) + 3500
+    tables = tiles_y * tiles_x * 12 * len(specs)  # a crc and a chunk address
+    return chunks + tables + len(header.model_dump_json()) + 3500  # about HDF5's own structures

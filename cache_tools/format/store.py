@@ -2,7 +2,7 @@
 
 cache/ manifest.json   index/rank-000.jsonl   items/ab/<id>.h5   quarantine/
 
-The folder `items` is the truth: the index only spares the reader opening every file, and is mended from the items.
+The folder `items` decides what is in the cache; the index saves opening every file and is rebuilt from the items.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-UNKNOWN = "unknown (imported from .pt)"  # architecture and weights of experts whose cache does not tell
+UNKNOWN = "unknown (imported from .pt)"  # recorded where the older files name neither architecture nor weights
 
 
 class ExpertIdentityRecord(Settings):
@@ -41,7 +41,7 @@ class ExpertIdentityRecord(Settings):
 
     @property
     def network_sha256(self) -> str | None:
-        """Of the weights; None where only a network's images are known, which are other files for every set."""
+        """Of the weights; None for a folder of images, whose hash is of other files for every image set."""
         return None if self.architecture in (FOLDER, UNKNOWN) else self.weights_sha256
 
 
@@ -67,6 +67,7 @@ class Recipe(Settings):
     @property
     def fingerprint(self) -> str:
         """Equal recipes, equal fingerprints."""
+        # Sorted keys: the order of the fields in this class may change without making every cache foreign.
         return short_hash(json.dumps(self.model_dump(), sort_keys=True), 40)
 
 
@@ -95,7 +96,7 @@ class Entry(Settings):
 
     @classmethod
     def of(cls, header: Header, size: int, stamp: str = "") -> Entry:
-        """The entry for an item file of `size` bytes; `stamp` tells whether its source files were touched since."""
+        """The entry for an item file of `size` bytes; `stamp` records sizes and times of its source files."""
         shared = {name: getattr(header, name) for name in cls.model_fields if name not in {"bytes", "stamp"}}
         return cls(bytes=size, stamp=stamp, **shared)
 
@@ -128,10 +129,11 @@ class Store:
 
     def item_path(self, item: str) -> Path:
         """Where an item lies, or will."""
+        # 256 folders by hash: one folder of many thousand files is slow to list on many file systems.
         return self.items / short_hash(item, 2) / f"{item}{SUFFIX}"
 
     def item_paths(self) -> list[Path]:
-        """Every item file there is, in the order of their ids; temporaries are hidden files and do not count."""
+        """Every item file, in the order of their ids; temporaries are hidden files and do not count."""
         found = (path for path in self.items.glob(f"*/*{SUFFIX}") if not path.name.startswith("."))
         return sorted(found, key=lambda path: path.name)
 
@@ -166,8 +168,9 @@ class Store:
         return entries
 
     def index_lines(self, file: str = "*") -> Iterator[Entry]:
-        """The index as it stands, all of it or one file; a line that a killed writer left unfinished is no line."""
+        """The index as it stands, all of it or one file; an unfinished line of a killed writer is skipped."""
         for path in sorted(self.index.glob(f"{file}.jsonl")):
+            # A torn line may end inside a UTF-8 character; replaced, it fails to parse and is skipped.
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 entry = _parse_line(line)
                 if entry is not None:
@@ -189,22 +192,22 @@ def require_same_recipe(path: Path, found: str, wanted: str) -> None:
 
 
 def difference(old: Recipe, new: Recipe) -> str:
-    """What two recipes disagree on, in words."""
+    """What two recipes differ in, as text."""
     before, after = old.model_dump(), new.model_dump()
     names = [name for name in before if before[name] != after[name] and name != "experts"]
-    words = [f"{name} is {before[name]}, asked for {after[name]}" for name in names]
+    changes = [f"{name} is {before[name]}, requested {after[name]}" for name in names]
     if old.experts != new.experts:
-        words.append(_expert_difference(before["experts"], after["experts"]))
-    return "; ".join(words)
+        changes.append(_expert_difference(before["experts"], after["experts"]))
+    return "; ".join(changes)
 
 
 def _expert_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
     names_before, names_after = [e["name"] for e in before], [e["name"] for e in after]
     if names_before != names_after:
-        return f"experts are {', '.join(names_before)}, asked for {', '.join(names_after)}"
+        return f"experts are {', '.join(names_before)}, requested {', '.join(names_after)}"
     for old, new in zip(before, after, strict=True):
         for field in old:
             if old[field] != new[field]:
                 short_old, short_new = str(old[field])[:16], str(new[field])[:16]
-                return f"expert {old['name']} has {field} {short_old}, asked for {short_new}"
+                return f"expert {old['name']} has {field} {short_old}, requested {short_new}"
     return "experts are the same"

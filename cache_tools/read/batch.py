@@ -1,4 +1,4 @@
-"""What a reader yields, as stored -> what the fusion network takes, as float on the device.
+"""Patches as stored -> the fusion network's input, as float on the device.
 
 Legend: B patches, E experts, C channels, H and W LR height and width (equal in patches), T tiles that a patch can
 touch along one side.
@@ -15,6 +15,7 @@ from torch import Tensor
 from cache_tools.format.codec import decode_image
 from cache_tools.format.schema import TILE
 from imaging.dihedral import transform_each
+from imaging.tiling import shared_part, touched_tiles
 
 Segment = tuple[int, int, int]
 
@@ -42,7 +43,7 @@ class PatchBatch:
     scale_BTTC2 float32  (B, T, T, sum of C, 2): (scale, offset) of each tile under uint8 features, else None
     origin_B2   int64    where in its first tile each patch begins: rows, columns
     dihedral_B  int64    the flip or rotation to apply on the device; 0 where the item itself is stored turned
-    items       the item that each patch comes from; `epoch` and `step` say which batch this is
+    items       the item that each patch comes from; `epoch` and `step` number this batch
     """
 
     lr_BCHW: Tensor
@@ -58,7 +59,7 @@ class PatchBatch:
     step: int
 
     def pin_memory(self) -> PatchBatch:
-        """What a DataLoader calls when asked to pin."""
+        """Called by a DataLoader with pin_memory=True."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device | str) -> PatchBatch:
@@ -72,7 +73,7 @@ class PatchBatch:
 
 @dataclass(frozen=True)
 class FusionBatch:
-    """What the fusion network takes, all float32 (features in the dtype asked for) on one device.
+    """The fusion network's input, all float32 (features in the requested dtype) on one device.
 
     lr_BCHW   (B, 3, H, W) in [0, 1]
     hr_BCHW   (B, 3, 4H, 4W) in [0, 1], or None where the cache has no HR
@@ -94,11 +95,13 @@ def dequantize(
     batch: PatchBatch, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> FusionBatch:
     """Move the stored batch, flip and rotate every tensor of a patch alike, decode; features come in `dtype`."""
+    # Read before the move to the device: reading them there would wait for the copy to finish.
     turns = batch.dihedral_B.tolist()
     origins = batch.origin_B2.tolist()
     batch = batch.to(device)
     feats: dict[str, Tensor] = {}
     if batch.feats_BCHW is not None:
+        # Turned while still small (uint8), then converted; always a copy, since the tiles are scaled in place.
         feats_BCHW = transform_each(batch.feats_BCHW, turns).to(torch.float32, copy=True)
         if batch.scale_BTTC2 is not None:
             for feat_CHW, scale_TTC2, origin, turn in zip(feats_BCHW, batch.scale_BTTC2, origins, turns, strict=True):
@@ -118,7 +121,10 @@ def dequantize(
 
 
 def _scale_tiles(feat_CHW: Tensor, scale_TTC2: Tensor, origin: Sequence[int], turn: int) -> None:
-    """In place, each tile's part of a patch that is already turned: code * scale + offset. No copies of its size."""
+    """In place, each tile's part of a patch that is already turned: code * scale + offset.
+
+    In place because the features are by far the largest tensors of a batch.
+    """
     size = feat_CHW.shape[-1]
     rows, columns, swapped = _turned(_segments(origin[0], size), _segments(origin[1], size), turn, size)
     for row_begin, row_end, row in rows:
@@ -130,14 +136,16 @@ def _scale_tiles(feat_CHW: Tensor, scale_TTC2: Tensor, origin: Sequence[int], tu
 
 def _segments(origin: int, size: int) -> list[Segment]:
     """Along one axis of a patch: which pixels lie in which tile."""
-    last = (origin + size - 1) // TILE
-    return [(max(0, t * TILE - origin), min(size, (t + 1) * TILE - origin), t) for t in range(last + 1)]
+    tiles = touched_tiles(origin, size, TILE)
+    places = [shared_part(tile, origin, size, TILE)[1] for tile in tiles]
+    return [(place.start, place.stop, tile) for place, tile in zip(places, tiles, strict=True)]
 
 
 def _turned(
     rows: list[Segment], columns: list[Segment], turn: int, size: int
 ) -> tuple[list[Segment], list[Segment], bool]:
     """Where the segments are after `dihedral.transform`, and whether rows of tiles have become columns."""
+    # In the order of `dihedral.transform`: mirrored first, then turned.
     if turn >= 4:
         columns = _mirrored(columns, size)
     for _ in range(turn % 4):

@@ -1,9 +1,9 @@
-"""A cache -> an endless supply of aligned random patches, the same for a given seed whatever reads them.
+"""A cache -> an endless supply of aligned random patches, the same for a given seed, whatever the number of workers.
 
     source = CacheDataset(root, patch=64, batch=8, seed=0)
-    source.set_position(epoch, step)                    # to go on exactly where a run stopped
+    source.set_position(epoch, step)                    # to resume exactly where a run stopped
     for stored in source.loader(workers=2):             # endless; the caller stops
-        batch = dequantize(stored, device)              # stored.epoch, stored.step say where we are
+        batch = dequantize(stored, device)              # stored.epoch, stored.step: its number
 
 Flips and rotations of cached features are an approximation, since networks are not equivariant; where a group was
 cached with `--dihedral`, its eight exact variants are used instead.
@@ -12,7 +12,6 @@ Legend: B patches, E experts, C channels, P patch side in LR pixels, T tiles tha
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
@@ -36,49 +35,7 @@ if TYPE_CHECKING:
     from cache_tools.read.sampler import Crop
 
 
-class PatchSource(IterableDataset[PatchBatch], ABC):
-    """The batches of one rank, in an order that depends on seed, rank and world only."""
-
-    def __init__(self, sampler: Sampler, *, look_ahead: int) -> None:
-        self._sampler = sampler
-        self._look_ahead = max(1, look_ahead)
-        self._begin = 0
-
-    @abstractmethod
-    def make(self, epoch: int, step: int) -> PatchBatch:
-        """One batch of this rank."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches per epoch and rank."""
-        return self._sampler.steps
-
-    def set_position(self, epoch: int, step: int = 0) -> None:
-        """The next iteration begins with this batch. To resume after a batch: its epoch, its step + 1."""
-        if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
-            raise ValueError(f"epoch {epoch}, step {step}: an epoch has {self.steps_per_epoch} steps")
-        self._begin = epoch * self.steps_per_epoch + step
-
-    def loader(self, workers: int = 0, **options: Any) -> DataLoader[PatchBatch]:
-        """A DataLoader over whole batches: the same ones in the same order for any number of workers."""
-        return DataLoader(self, batch_size=None, num_workers=workers, **options)
-
-    def __iter__(self) -> Iterator[PatchBatch]:
-        """Batches without end; a thread makes the next ones while the caller uses the last.
-
-        Of n loader workers each makes every n-th batch, and the loader puts them back in order.
-        """
-        worker = get_worker_info()
-        numbers = count(self._begin + worker.id, worker.num_workers) if worker else count(self._begin)
-        places = (divmod(number, self.steps_per_epoch) for number in numbers)
-        with ThreadPoolExecutor(1, "look-ahead") as thread:
-            waiting = deque(thread.submit(self.make, *place) for place in islice(places, self._look_ahead))
-            while True:
-                waiting.append(thread.submit(self.make, *next(places)))
-                yield waiting.popleft().result()
-
-
-class CacheDataset(PatchSource):
+class CacheDataset(IterableDataset[PatchBatch]):
     """Random aligned LR, HR, SR and feature patches of a cache, as stored; `dequantize` makes them a FusionBatch.
 
     patch             side in LR pixels
@@ -90,7 +47,7 @@ class CacheDataset(PatchSource):
     samples           patches per epoch over all ranks; None: every image or region `crops_per_region` times
     seed, rank, world decide the sequence; the number of workers does not
     look_ahead        batches being read while the last one is used
-    leave_out_small   train without items smaller than the patch, instead of refusing them
+    leave_out_small   leave out items smaller than the patch, instead of refusing the cache
     """
 
     def __init__(
@@ -118,25 +75,58 @@ class CacheDataset(PatchSource):
             raise Refusal("has no HR images to train on", where=root, cure="extract with --hr")
         entries = _large_enough(self.reader, patch, leave_out_small)
         sampling = Sampling(patch, grid, crops_per_region, augment, seed, batch, samples, rank, world)
-        super().__init__(Sampler(make_groups(entries), sampling), look_ahead=look_ahead)
+        self._sampler = Sampler(make_groups(entries), sampling)
+        self._look_ahead = max(1, look_ahead)
+        self._begin = 0
         self.patch = patch
         self.experts = self.reader.experts
         self.channels = self.reader.channels
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch and rank."""
+        return self._sampler.steps
+
+    def set_position(self, epoch: int, step: int = 0) -> None:
+        """The next iteration begins with this batch. To resume after a batch: its epoch, its step + 1."""
+        if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
+            raise ValueError(f"epoch {epoch}, step {step}: an epoch has {self.steps_per_epoch} steps")
+        self._begin = epoch * self.steps_per_epoch + step
+
+    def loader(self, workers: int = 0, **options: Any) -> DataLoader[PatchBatch]:
+        """A DataLoader over whole batches: the same ones in the same order for any number of workers."""
+        # batch_size=None: batches are made whole here, since crops of one region share their reads.
+        return DataLoader(self, batch_size=None, num_workers=workers, **options)
+
+    def __iter__(self) -> Iterator[PatchBatch]:
+        """Batches without end; a thread makes the next ones while the caller uses the last.
+
+        Of n loader workers each makes every n-th batch, and the loader puts them back in order.
+        """
+        worker = get_worker_info()
+        numbers = count(self._begin + worker.id, worker.num_workers) if worker else count(self._begin)
+        places = (divmod(number, self.steps_per_epoch) for number in numbers)
+        # One thread: reading waits for the disk and crc32 releases the GIL, and the order of batches stays fixed.
+        with ThreadPoolExecutor(1, "look-ahead") as thread:
+            waiting = deque(thread.submit(self.make, *place) for place in islice(places, self._look_ahead))
+            while True:
+                waiting.append(thread.submit(self.make, *next(places)))
+                yield waiting.popleft().result()
+
     def make(self, epoch: int, step: int) -> PatchBatch:
         """One batch of this rank."""
         crops = self._sampler.batch(epoch, step)
-        self._ask_for(crops)
+        self._prefetch(crops)
         return gather(self.reader, crops, self.patch, epoch, step)
 
-    def _ask_for(self, crops: Sequence[Crop]) -> None:
-        """Have the system fetch all tiles of the batch at once instead of one after another."""
+    def _prefetch(self, crops: Sequence[Crop]) -> None:
+        """Have the system read all tiles of the batch at once instead of one after another."""
         for crop in crops:
             file = self.reader.file(crop.item)
-            names = [name for name in file.layout.datasets if self._wants(name)]
-            file.ask_for(tiles_of(crop.top, crop.left, self.patch, self.patch), names)
+            names = [name for name in file.layout.datasets if self._is_read(name)]
+            file.prefetch(tiles_of(crop.top, crop.left, self.patch, self.patch), names)
 
-    def _wants(self, name: str) -> bool:
+    def _is_read(self, name: str) -> bool:
         return name not in {FEAT, FEAT_SCALE} or any(self.channels.values())
 
 

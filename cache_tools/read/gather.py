@@ -14,7 +14,8 @@ from cache_tools.format.schema import FEAT, FEAT_SCALE, HR, LR, PROFILES, SR, TI
 from cache_tools.read.batch import PatchBatch
 from cache_tools.read.item_file import tiles_of
 from cache_tools.read.reader import expert_order
-from experts.spec import SCALE
+from imaging.scale import SCALE, enlarged
+from imaging.tiling import most_touched, shared_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,16 +28,17 @@ if TYPE_CHECKING:
 def gather(reader: CacheReader, crops: Sequence[Crop], patch: int, epoch: int, step: int) -> PatchBatch:
     """Read what the crops need and lay it side by side, in the types in which it is stored."""
     target = _allocate(reader, len(crops), patch)
-    wanted: dict[tuple[str, int, int], list[int]] = {}
+    crops_of_tile: dict[tuple[str, int, int], list[int]] = {}
     for number, crop in enumerate(crops):
         for tile in tiles_of(crop.top, crop.left, patch, patch):
-            wanted.setdefault((crop.item, *tile), []).append(number)
-    for (item, tile_y, tile_x), numbers in wanted.items():
+            crops_of_tile.setdefault((crop.item, *tile), []).append(number)
+    for (item, tile_y, tile_x), numbers in crops_of_tile.items():
         file = reader.file(item)
         stored = file.tile((tile_y, tile_x), list(target))
         chosen = {name: _chosen(reader, file, name, array) for name, array in stored.items()}
         for number in numbers:
             _place(target, chosen, crops[number], number, (tile_y, tile_x), patch)
+    # Where in its tiles a patch begins: dequantising on the device needs it to find each pixel's scale.
     origin_B2 = np.array([(crop.top % TILE, crop.left % TILE) for crop in crops], np.int64)
     tensors = {name: torch.from_numpy(array) for name, array in target.items()}
     return PatchBatch(
@@ -55,7 +57,7 @@ def gather(reader: CacheReader, crops: Sequence[Crop], patch: int, epoch: int, s
 
 
 def _allocate(reader: CacheReader, count: int, patch: int) -> dict[str, np.ndarray]:
-    """Room for a batch. Every pixel of it is read over: tiles cover a patch completely."""
+    """Arrays for a batch, left uninitialised: tiles cover a patch completely, so every pixel is overwritten."""
     profile = PROFILES[reader.recipe.profile]
     channels = sum(reader.channels.values())
     large = SCALE * patch
@@ -67,7 +69,8 @@ def _allocate(reader: CacheReader, count: int, patch: int) -> dict[str, np.ndarr
     if profile.features is not None and channels:
         target[FEAT] = np.empty((count, channels, patch, patch), profile.features)
         if profile.features == "u1":
-            touched = (patch + 2 * TILE - 2) // TILE
+            touched = most_touched(patch, TILE)
+            # Zeros, as a patch may touch fewer tiles than the most possible.
             target[FEAT_SCALE] = np.zeros((count, touched, touched, channels, 2), np.float32)
     return target
 
@@ -93,25 +96,14 @@ def _place(
     patch: int,
 ) -> None:
     """Copy the part of a tile that a crop covers to where the crop has it."""
-    rows_from, rows_to = _overlap(tile[0], crop.top, patch)
-    columns_from, columns_to = _overlap(tile[1], crop.left, patch)
+    rows_from, rows_to = shared_part(tile[0], crop.top, patch, TILE)
+    columns_from, columns_to = shared_part(tile[1], crop.left, patch, TILE)
     for name, array in tile_arrays.items():
         if name == FEAT_SCALE:
             place = tile[0] - crop.top // TILE, tile[1] - crop.left // TILE
             target[name][number, place[0], place[1]] = array[0, 0]
             continue
         scale = SCALE if name in {SR, HR} else 1
-        target[name][(number, ..., _times(rows_to, scale), _times(columns_to, scale))] = array[
-            (..., _times(rows_from, scale), _times(columns_from, scale))
+        target[name][(number, ..., enlarged(rows_to, scale), enlarged(columns_to, scale))] = array[
+            (..., enlarged(rows_from, scale), enlarged(columns_from, scale))
         ]
-
-
-def _overlap(tile: int, start: int, patch: int) -> tuple[slice, slice]:
-    """Along one axis: the part of the tile inside the crop, and where in the crop that is."""
-    low = max(tile * TILE, start)
-    high = min((tile + 1) * TILE, start + patch)
-    return slice(low - tile * TILE, high - tile * TILE), slice(low - start, high - start)
-
-
-def _times(part: slice, scale: int) -> slice:
-    return slice(scale * part.start, scale * part.stop)

@@ -16,6 +16,7 @@ from cache_tools.format.checksum import crc32
 from cache_tools.format.errors import corrupt
 from cache_tools.format.layout import open_layout
 from cache_tools.format.schema import TILE
+from imaging.tiling import touched_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cache_tools.format.layout import DatasetLayout
 
 Check = Literal["first", "always"]
-_NEAR = 1 << 16
+_NEAR = 1 << 16  # bytes: a gap that costs less to read than another system call
 
 
 class TileFile:
@@ -60,8 +61,9 @@ class TileFile:
             arrays[dataset.spec.name] = self._decode(dataset, tile, stored)
         return arrays
 
-    def ask_for(self, tiles: Iterable[tuple[int, int]], names: Sequence[str]) -> None:
-        """Tell the system that these tiles will be wanted soon, so that it fetches them while we do other work."""
+    def prefetch(self, tiles: Iterable[tuple[int, int]], names: Sequence[str]) -> None:
+        """Have the system read these tiles in the background: they are needed soon."""
+        # macOS has none; reading works without, only later.
         if not hasattr(os, "posix_fadvise"):
             return
         for tile in tiles:
@@ -87,11 +89,13 @@ class TileFile:
         stored: list[memoryview] = []
         for dataset in datasets:
             begin, size = int(dataset.offset[tile]), int(dataset.size[tile])
+            # The block that holds the chunk is the last that begins at or before it.
             start = max(start for start in blocks if start <= begin)
             stored.append(blocks[start][begin - start : begin - start + size])
         return stored
 
     def _read(self, start: int, size: int) -> memoryview:
+        # preadv takes an offset: threads share the descriptor, not its position. It may read less than requested.
         block = bytearray(size)
         view, done = memoryview(block), 0
         while done < size:
@@ -103,6 +107,7 @@ class TileFile:
 
     def _require_intact(self, dataset: DatasetLayout, tile: tuple[int, int], stored: memoryview) -> None:
         trusted = self._trusted[dataset.spec.name]
+        # Files are immutable: one check per process is enough.
         if trusted[tile] and self._check == "first":
             return
         if crc32(stored) != int(dataset.crc[tile]):
@@ -131,9 +136,7 @@ class TileFile:
 
 def tiles_of(top: int, left: int, height: int, width: int) -> list[tuple[int, int]]:
     """The tiles that a rectangle of LR pixels touches, row by row."""
-    rows = range(top // TILE, (top + height - 1) // TILE + 1)
-    columns = range(left // TILE, (left + width - 1) // TILE + 1)
-    return [(y, x) for y in rows for x in columns]
+    return [(y, x) for y in touched_tiles(top, height, TILE) for x in touched_tiles(left, width, TILE)]
 
 
 def _spans(datasets: Sequence[DatasetLayout], tile: tuple[int, int]) -> Iterator[tuple[int, int]]:

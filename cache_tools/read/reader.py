@@ -1,4 +1,4 @@
-"""A cache folder -> whole images as tensors, one after another; with dataset.py, the door through which others read.
+"""A cache folder -> whole images as tensors, one after another; with dataset.py, what other rooms read caches through.
 
 Legend: B batch (here 1), E experts, C channels, H and W LR height and width.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheReader", "FusionBatch", "PatchBatch", "dequantize", "iterate_items", "split_items"]
 
-_OPEN_FILES = 256
+_OPEN_FILES = 256  # well below the usual 1024 descriptors of a process, of which loaders need some
 
 
 class CacheReader:
@@ -75,6 +75,7 @@ class CacheReader:
     @property
     def has_hr(self) -> bool:
         """Whether there are HR images to train and measure against."""
+        # The first item is enough: one extraction gives HR to all items or to none.
         return all(HR in self.file(entry.id).layout.datasets for entry in self.entries[:1])
 
     def file(self, item: str) -> TileFile:
@@ -114,9 +115,9 @@ class CacheReader:
 
 
 class OpenFiles:
-    """The items that this process knows; of them few are open at a time, and none is inherited from another process.
+    """The item files of this process: few open at a time, none inherited from another process.
 
-    A known item keeps its chunk table and remembers which chunks proved intact, open or not.
+    A closed item keeps its chunk table and which of its chunks have passed their check.
     """
 
     def __init__(self, store: Store, check: Check) -> None:
@@ -134,6 +135,7 @@ class OpenFiles:
 
     def get(self, item: str) -> TileFile:
         """The item's file; the least recently used handle is closed for it where too many are open."""
+        # After a fork: HDF5 handles inherited from the parent must not be used.
         if self._owner != os.getpid():
             self.__init__(self._store, self._check)
         file = self._known.get(item)
@@ -171,10 +173,10 @@ def split_items(entries: Sequence[Entry], held_out: float, seed: int = 0) -> tup
     return train, [entry.id for entry in entries if entry.source in away]
 
 
-def expert_order(file: TileFile, wanted: Sequence[str]) -> list[int]:
-    """Where the wanted experts lie in the item's stack."""
+def expert_order(file: TileFile, experts: Sequence[str]) -> list[int]:
+    """Where these experts lie in the item's stack."""
     names = [expert.name for expert in file.header.experts]
-    return [names.index(name) for name in wanted]
+    return [names.index(name) for name in experts]
 
 
 def _image(stored: np.ndarray, device: torch.device | str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Seed, epoch, step, rank -> exactly which patches make up a batch: a pure function, whoever asks and in what order.
+"""Seed, epoch, step, rank -> exactly which patches make up a batch: a pure function of these four.
 
 Sample number i of an epoch does not depend on ranks or workers; rank r of W takes samples
 step * B * W + r * B ... of B each, so W ranks of batch B see the same as one rank of batch W * B.
@@ -14,10 +14,12 @@ import numpy as np
 
 from cache_tools.format.schema import TILE
 from imaging.dihedral import VARIANTS
+from imaging.tiling import most_touched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Appended to the seed of a random stream, so that different draws of one visit are independent of each other.
 _CROP_STREAM = 1
 
 
@@ -70,6 +72,7 @@ class Sampler:
     def __init__(self, groups: Sequence[Group], sampling: Sampling) -> None:
         self._groups = list(groups)
         self._sampling = sampling
+        # A batch may span two rounds, and look-ahead two epochs.
         self._order = lru_cache(maxsize=4)(self._draw_order)
 
     def __getstate__(self) -> tuple[list[Group], Sampling]:
@@ -81,46 +84,49 @@ class Sampler:
     @property
     def steps(self) -> int:
         """Batches per epoch and rank; the last is filled up from a new round over the groups."""
-        how = self._sampling
-        samples = how.samples or len(self._groups) * how.crops_per_region
-        return -(-samples // (how.batch * how.world))
+        sampling = self._sampling
+        samples = sampling.samples or len(self._groups) * sampling.crops_per_region
+        return -(-samples // (sampling.batch * sampling.world))
 
     def batch(self, epoch: int, step: int) -> list[Crop]:
         """The patches of one batch."""
-        how = self._sampling
-        first = (step * how.world + how.rank) * how.batch
-        return [self._crop(epoch, number) for number in range(first, first + how.batch)]
+        sampling = self._sampling
+        first = (step * sampling.world + sampling.rank) * sampling.batch
+        return [self._crop(epoch, number) for number in range(first, first + sampling.batch)]
 
     def _crop(self, epoch: int, number: int) -> Crop:
         """Sample `number` of an epoch: crops of one region follow one another."""
-        how = self._sampling
-        visit, crop = divmod(number, how.crops_per_region)
+        sampling = self._sampling
+        visit, crop = divmod(number, sampling.crops_per_region)
         round_, place = divmod(visit, len(self._groups))
         group = self._groups[self._order(epoch, round_)[place]]
-        visit_rng = np.random.default_rng([how.seed, epoch, visit])
-        turn = int(visit_rng.integers(VARIANTS)) if how.augment else 0
+        # Crops of one visit share its turn and region; each has its own stream for its place.
+        visit_rng = np.random.default_rng([sampling.seed, epoch, visit])
+        turn = int(visit_rng.integers(VARIANTS)) if sampling.augment else 0
         stored = {variant.dihedral: variant for variant in group.variants}
+        # All eight cached: draw among them. Else turn the plain item's features, which approximates (see dataset.py).
         exact = len(stored) == VARIANTS
         variant = stored[turn] if exact else stored[0]
         rows = self._axis(variant.height, visit_rng)
         columns = self._axis(variant.width, visit_rng)
-        rng = np.random.default_rng([how.seed, epoch, visit, _CROP_STREAM, crop])
+        rng = np.random.default_rng([sampling.seed, epoch, visit, _CROP_STREAM, crop])
         top, left = int(rng.choice(rows)), int(rng.choice(columns))
-        approximate = int(rng.integers(VARIANTS)) if how.augment and not exact else 0
+        approximate = int(rng.integers(VARIANTS)) if sampling.augment and not exact else 0
         return Crop(variant.item, top, left, approximate)
 
     def _axis(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """Where crops may begin along one axis: on the grid or flush with the far edge, inside the visit's region."""
-        how = self._sampling
-        last = length - how.patch
-        places = np.unique(np.append(np.arange(0, last + 1, how.grid), last))
+        sampling = self._sampling
+        last = length - sampling.patch
+        places = np.unique(np.append(np.arange(0, last + 1, sampling.grid), last))
         anchor = int(rng.choice(places))
-        if how.crops_per_region == 1:
+        if sampling.crops_per_region == 1:
             return np.array([anchor])
         # The region: the tiles that a patch at the anchor touches, so that its crops share their reads.
         begin = anchor // TILE * TILE
-        end = begin + (how.patch + 2 * TILE - 2) // TILE * TILE
-        return places[(places >= begin) & (places + how.patch <= end)]
+        end = begin + most_touched(sampling.patch, TILE) * TILE
+        return places[(places >= begin) & (places + sampling.patch <= end)]
 
     def _draw_order(self, epoch: int, round_: int) -> np.ndarray:
+        # 2, 7: this stream's number; another one would change the order of every training so far.
         return np.random.default_rng([self._sampling.seed, epoch, round_, 2, 7]).permutation(len(self._groups))

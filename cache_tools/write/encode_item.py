@@ -1,4 +1,4 @@
-"""What the experts say about an image -> the datasets of its item, in the types that the profile stores.
+"""The experts' outputs for an image -> the datasets of its item, in the types that the profile stores.
 
 Legend: E experts, C channels, H and W LR height and width, T and U rows and columns of tiles.
 """
@@ -36,6 +36,7 @@ def encode_item(recipe: Recipe, loaded: LoadedJob, outputs: Sequence[ExpertOutpu
     scales: list[Tensor] = []
     for output, entry in zip(outputs, expert_entries(recipe), strict=True):
         where = f"expert {entry.name} on item {loaded.job.id}"
+        # Quantised on the device, then moved: a quarter of the bytes over the bus.
         images.append(encode_sr(output.sr_BCHW[0], profile, where=where).cpu())
         if not entry.channels:
             continue
@@ -51,10 +52,10 @@ def encode_item(recipe: Recipe, loaded: LoadedJob, outputs: Sequence[ExpertOutpu
 
 
 def _features(output: ExpertOutput, channels: int, where: str) -> Tensor:
-    """Features, finite and as many as promised; anything else must not reach the disk."""
+    """Features, finite and with the recipe's channel count; anything else must not reach the disk."""
     if output.feat_BCHW is None or output.feat_BCHW.shape[1] != channels:
         found = 0 if output.feat_BCHW is None else output.feat_BCHW.shape[1]
-        raise Refusal(f"gave {found} feature channels, promised {channels}", where=where, cure="correct its tap")
+        raise Refusal(f"gave {found} feature channels, its recipe has {channels}", where=where, cure="correct its tap")
     if not bool(torch.isfinite(output.feat_BCHW).all()):
         raise Refusal("features hold NaN or infinity", where=where, cure="run it with --precision fp32")
     return output.feat_BCHW[0]

@@ -1,11 +1,14 @@
-"""Folders of images and experts -> a cache: whatever is missing is made, whatever is there is kept."""
+"""Folders of images and experts -> a cache: missing items are made, existing ones kept."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
@@ -16,7 +19,6 @@ from cache_tools.format.store import Entry, Store, require_same_recipe
 from cache_tools.write.encode_item import encode_item
 from cache_tools.write.jobs import ItemJob, make_batches, owned
 from cache_tools.write.load import LoadedJob, load_job
-from cache_tools.write.overlap import overlapped
 from cache_tools.write.pairs import Failure
 from cache_tools.write.recipe import jobs_for, make_header, make_manifest, make_recipe, require_unmixed
 from cache_tools.write.run_experts import run_experts
@@ -27,6 +29,8 @@ from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from cache_tools.format.schema import Header
     from cache_tools.format.store import Recipe
     from cache_tools.write.recipe import ExtractSettings
@@ -34,13 +38,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Input = TypeVar("Input")
+Loaded = TypeVar("Loaded")
+Result = TypeVar("Result")
 Batch = tuple[ItemJob, ...]
-Answer = tuple[LoadedJob, Sequence[ExpertOutput]]
+JobOutputs = tuple[LoadedJob, Sequence[ExpertOutput]]
 
 
 @dataclass
 class Report:
-    """What a run did: ids made, ids that were there, and images that failed with the reason."""
+    """What a run did: ids made, ids that existed already, and images that failed with the reason."""
 
     made: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -55,7 +62,8 @@ def extract(
     world: int = 1,
     skip: frozenset[str] = frozenset(),
 ) -> Report:
-    """Make this rank's missing items; `skip` names items that are wanted no more."""
+    """Make this rank's missing items; `skip` names items that are not needed any more."""
+    # First, so that a missing compressor is refused before hours of work and not at the first item.
     compression_filters(settings.compression)
     jobs, failures = jobs_for(settings)
     recipe = make_recipe(settings, experts)
@@ -64,18 +72,20 @@ def extract(
     mine = owned(make_batches(jobs, settings.batch), rank, world)
     run = Extraction(recipe, store, experts, settings.context, rank)
     report = run.report
+    # Every rank finds the same failures; each is reported by one of them.
     report.failures += [failure for number, failure in enumerate(failures) if number % world == rank]
-    run.look_for([job for batch in mine for job in batch], skip)
-    left = jobs_left(mine, run.settled)
-    require_room(store.root, item_sizes(recipe, [job for batch in left for job in batch if job.id not in run.settled]))
+    run.find_existing([job for batch in mine for job in batch], skip)
+    left = remaining_batches(mine, run.finished)
+    require_room(store.root, item_sizes(recipe, [job for batch in left for job in batch if job.id not in run.finished]))
+    # Only now, after every refusal: a run that does not start leaves an existing cache untouched.
     open_store(store, make_manifest(recipe, len(jobs)))
     run.make(left)
     return report
 
 
-def jobs_left(batches: Sequence[Batch], settled: set[str]) -> list[Batch]:
+def remaining_batches(batches: Sequence[Batch], finished: set[str]) -> list[Batch]:
     """The batches in which anything is missing, whole: a batch's composition never changes its numbers."""
-    return [batch for batch in batches if any(job.id not in settled for job in batch)]
+    return [batch for batch in batches if any(job.id not in finished for job in batch)]
 
 
 class Extraction:
@@ -83,27 +93,28 @@ class Extraction:
 
     def __init__(self, recipe: Recipe, store: Store, experts: Sequence[Expert], context: int, rank: int) -> None:
         self.report = Report()
-        self.settled: set[str] = set()
+        self.finished: set[str] = set()
         self._recipe = recipe
         self._store = store
         self._experts = experts
         self._context = context
         self._writer = ItemWriter(store, rank)
 
-    def look_for(self, jobs: Sequence[ItemJob], skip: frozenset[str]) -> None:
-        """Settle what is there already: same recipe, same source files; index what a killed run left unindexed."""
+    def find_existing(self, jobs: Sequence[ItemJob], skip: frozenset[str]) -> None:
+        """Mark existing items as finished (same recipe, same source files); index what a killed run left unindexed."""
         indexed = {entry.id: entry for entry in self._store.index_lines()}
         for job in jobs:
             path = self._store.item_path(job.id)
             if job.id in skip:
-                self.settled.add(job.id)
+                self.finished.add(job.id)
             elif path.exists():
-                self.settled.add(job.id)
+                self.finished.add(job.id)
                 entry = indexed.get(job.id)
                 if entry is None or entry.bytes != path.stat().st_size:
                     entry = Entry.of(read_header(path), path.stat().st_size)
                     self._writer.note(entry)
                 require_same_recipe(path, entry.fingerprint, self._recipe.fingerprint)
+                # Unchanged sizes and times mean unchanged files; otherwise (a copy, a touch) hashes decide.
                 if entry.stamp == job.source.stamp or _same_files(read_header(path), job):
                     self.report.kept.append(job.id)
                 else:
@@ -112,16 +123,16 @@ class Extraction:
                     )
 
     def make(self, batches: Sequence[Batch]) -> None:
-        """Read, ask, write, overlapped."""
-        total = sum(job.id not in self.settled for batch in batches for job in batch)
+        """Read, run, write, overlapped."""
+        total = sum(job.id not in self.finished for batch in batches for job in batch)
         with tqdm(total=total, unit="item", desc="extract", disable=None) as bar:
 
-            def write(answers: list[Answer]) -> None:
-                for loaded, outputs in answers:
+            def write(outputs_of_batch: list[JobOutputs]) -> None:
+                for loaded, outputs in outputs_of_batch:
                     self._write(loaded, outputs)
                     bar.update()
 
-            overlapped(batches, self._read, self._compute, write)
+            run_overlapped(batches, self._read, self._compute, write)
 
     def _read(self, batch: Batch) -> list[LoadedJob]:
         loaded = [self._read_one(job) for job in batch]
@@ -131,38 +142,74 @@ class Extraction:
         try:
             return load_job(job, self._context)
         except (Refusal, OSError) as error:
-            self._fail(job.id, error)
+            self._fail(job.id, str(error))
             return None
 
-    def _compute(self, batch: list[LoadedJob]) -> list[Answer]:
+    def _compute(self, batch: list[LoadedJob]) -> list[JobOutputs]:
         if not batch:
             return []
         try:
-            answers = run_experts(self._experts, batch)
+            outputs_of_batch = run_experts(self._experts, batch)
         except Refusal as error:
-            if len(batch) > 1:  # one bad image must not cost its neighbours
-                return [answer for loaded in batch for answer in self._compute([loaded])]
-            self._fail(batch[0].job.id, error)
-            return []
-        return [pair for pair in zip(batch, answers, strict=True) if pair[0].job.id not in self.settled]
+            reason = str(error)
+        else:
+            return [pair for pair in zip(batch, outputs_of_batch, strict=True) if pair[0].job.id not in self.finished]
+        # Outside the except block, whose traceback would hold the failed batch's tensors while the next run needs room.
+        if len(batch) > 1:  # one bad image must not cost its neighbours
+            return [job_outputs for loaded in batch for job_outputs in self._compute([loaded])]
+        self._fail(batch[0].job.id, reason)
+        return []
 
     def _write(self, loaded: LoadedJob, outputs: Sequence[ExpertOutput]) -> None:
         try:
             arrays = encode_item(self._recipe, loaded, outputs)
             self._writer.write(make_header(self._recipe, loaded), arrays, loaded.job.source.stamp)
             self.report.made.append(loaded.job.id)
+        # A full disk fails every later item too: it ends the run, where a bad image does not.
         except StorageFailed:
             raise
         except Refusal as error:
-            self._fail(loaded.job.id, error)
+            self._fail(loaded.job.id, str(error))
 
-    def _fail(self, item: str, error: Exception) -> None:
-        log.warning("failed: %s: %s", item, error)
-        self.report.failures.append(Failure(item, str(error)))
+    def _fail(self, item: str, reason: str) -> None:
+        log.warning("failed: %s: %s", item, reason)
+        self.report.failures.append(Failure(item, reason))
 
 
 def _same_files(header: Header, job: ItemJob) -> bool:
-    """The slow and certain answer to whether an item was made from these very files."""
+    """Whether an item was made from these very files, by hash: slow, for files whose times alone may have changed."""
     source = job.source
     found = tuple(None if path is None else file_sha256(path) for path in (source.hr, source.lr))
     return found == (header.hr_sha256, header.lr_sha256)
+
+
+def run_overlapped(
+    inputs: Iterable[Input],
+    read: Callable[[Input], Loaded],
+    compute: Callable[[Loaded], Result],
+    write: Callable[[Result], None],
+    *,
+    depth: int = 2,
+) -> None:
+    """Run read | compute | write, `compute` on the caller's thread; order is kept, the first error ends all.
+
+    Decoding and fsync wait for the disk while the experts keep the device busy. At most `depth` inputs are read ahead
+    and `depth` results wait to be written, so memory stays bounded. One thread each: items are written in order.
+    """
+    waiting = iter(inputs)
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        ahead: deque[Future[Loaded]] = deque(reader.submit(read, item) for item in islice(waiting, depth))
+        behind: deque[Future[None]] = deque()
+        try:
+            while ahead:
+                loaded = ahead.popleft().result()
+                ahead.extend(reader.submit(read, item) for item in islice(waiting, 1))
+                behind.append(writer.submit(write, compute(loaded)))
+                if len(behind) > depth:
+                    behind.popleft().result()
+            while behind:
+                behind.popleft().result()
+        except BaseException:
+            for future in (*ahead, *behind):
+                future.cancel()
+            raise

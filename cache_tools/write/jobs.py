@@ -1,7 +1,7 @@
 """Sources -> the items to make: whole images or sampled regions, plain or in all eight flips and rotations.
 
-The list, its order and its batches depend on the sources and settings only, never on what is already there or on
-how many ranks share the work: so any run gives the same numbers.
+The list, its order and its batches depend on the sources and settings only, never on existing items or
+the number of ranks: so any run gives the same numbers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from cache_tools.write.pairs import Source
 
-_GRID = 8
-_TRIES = 50
-_LONGEST_STEM = 80
+_GRID = 8  # LR pixels between the places where a region may begin
+_TRIES = 50  # per square, and per image for all of its squares
+_LONGEST_STEM = 80  # with hash and place well below the 255 bytes of a file name
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def make_batches(jobs: Sequence[ItemJob], size: int) -> list[tuple[ItemJob, ...]
     batches: list[tuple[ItemJob, ...]] = []
     for _, alike in groupby(jobs, key=lambda job: (job.height, job.width, job.whole)):
         run = list(alike)
+        # A batch's size can change the last bits: batches are cut before ranks share them and items are skipped.
         batches += [tuple(run[first : first + size]) for first in range(0, len(run), size)]
     return batches
 
@@ -82,6 +83,7 @@ def _item_id(name: str, region: Region | None) -> str:
 
 def _sample_regions(source: Source, count: int, size: int, seed: int) -> list[Region]:
     """`count` squares that do not overlap; fewer where an image has no room for more, a small image whole."""
+    # Seeded by the name: adding or removing other images does not move the regions of this one.
     rng = np.random.default_rng([seed, int(short_hash(source.name), 16)])
     best: list[Region] = []
     for _ in range(_TRIES):

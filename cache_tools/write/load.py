@@ -1,4 +1,4 @@
-"""A job -> what its experts are shown and what the item keeps of the image itself.
+"""A job -> the experts' input, and what the item keeps of the image itself.
 
 Legend: C channels, H and W height and width, of LR or HR as named. Images are uint8: experts see exactly the LR
 that is stored, so that a cache and a live run agree.
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from experts.spec import SCALE
 from imaging.dihedral import transform
 from imaging.files import quantize_u8, read_rgb
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple, downscale
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ class LoadedJob:
     """One job, ready for the experts.
 
     `window` is the region with its surroundings, in the image's own frame; `lr_CHW` and `hr_CHW` are the region
-    alone, flipped and rotated as the item wants it.
+    alone, flipped and rotated as the item is.
     """
 
     job: ItemJob

@@ -1,4 +1,4 @@
-"""Folders of HR and LR images -> paired sources; what does not pair is listed, not passed over.
+"""Folders of HR and LR images -> paired sources; what does not pair is listed as a failure.
 
 `HR/baby.png` belongs to `LR/babyx4.png` or `LR/baby.png`: the path inside the folder, without suffix and mark.
 """
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experts.image_folder import item_name
-from experts.spec import SCALE
 from imaging.files import image_size, list_images
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ class Failure:
 
 
 def degradation_of(lr: Path | None) -> str:
-    """Where the LR images come from, in the words that the cache records."""
+    """Where the LR images come from, as the cache records it."""
     return GIVEN_LR if lr is not None else OWN_BICUBIC
 
 
@@ -56,9 +56,9 @@ def find_sources(hr: Path | None, lr: Path | None) -> tuple[list[Source], list[F
     lr_by_name = _by_name(lr) if lr is not None else {}
     sources: list[Source] = []
     failures: list[Failure] = []
-    wanted = hr is not None, lr is not None
+    expected = hr is not None, lr is not None
     for name in sorted({*hr_by_name, *lr_by_name}):
-        found = _source(name, hr_by_name.get(name), lr_by_name.get(name), wanted)
+        found = _source(name, hr_by_name.get(name), lr_by_name.get(name), expected)
         if isinstance(found, Source):
             sources.append(found)
         else:
@@ -80,11 +80,11 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return by_name
 
 
-def _source(name: str, hr: Path | None, lr: Path | None, wanted: tuple[bool, bool]) -> Source | Failure:
-    want_hr, want_lr = wanted
-    if want_hr and hr is None:
+def _source(name: str, hr: Path | None, lr: Path | None, expected: tuple[bool, bool]) -> Source | Failure:
+    expect_hr, expect_lr = expected
+    if expect_hr and hr is None:
         return Failure(name, f"has no HR image for {lr}")
-    if want_lr and lr is None:
+    if expect_lr and lr is None:
         return Failure(name, f"has no LR image for {hr}")
     try:
         hr_size = image_size(hr) if hr is not None else None
@@ -95,11 +95,13 @@ def _source(name: str, hr: Path | None, lr: Path | None, wanted: tuple[bool, boo
         assert hr_size is not None
         lr_size = (hr_size[0] // SCALE, hr_size[1] // SCALE)
         if 0 in lr_size:
-            return Failure(name, f"{hr} is {_words(hr_size)}, too small to make an LR image from")
+            return Failure(name, f"{hr} is {_size_text(hr_size)}, too small to make an LR image from")
     elif hr_size is not None and hr_size != (SCALE * lr_size[0], SCALE * lr_size[1]):
-        return Failure(name, f"HR is {_words(hr_size)}, LR {_words(lr_size)}: HR must be exactly {SCALE} times LR")
+        return Failure(
+            name, f"HR is {_size_text(hr_size)}, LR {_size_text(lr_size)}: HR must be exactly {SCALE} times LR"
+        )
     return Source(name, hr, lr, *lr_size)
 
 
-def _words(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"

@@ -11,7 +11,7 @@ from cache_tools.write.jobs import ItemJob
 from cache_tools.write.load import load_job
 from cache_tools.write.recipe import jobs_for, make_recipe
 from cache_tools.write.run_experts import run_experts
-from cache_tools.write.space import free_bytes, in_words, item_sizes, total_pixels
+from cache_tools.write.space import format_bytes, free_bytes, item_sizes, total_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cache_tools.write.recipe import ExtractSettings
     from experts.spec import Expert
 
-_SAMPLE = 64
+_SAMPLE = 64  # LR pixels a side: a whole window of every catalog expert, seconds on a CPU for the largest
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def seconds_per_pixel(experts: Sequence[Expert], job: ItemJob) -> float:
     part = ItemJob(job.id, job.group, job.source, region, False, 0, region.height, region.width)
     loaded = load_job(part, context=0)
     seconds = 0.0
+    # The first run allocates and, on a GPU, chooses kernels.
     for _ in range(2):
         begin = time.perf_counter()
         for output in run_experts(experts, [loaded])[0]:
@@ -71,13 +72,15 @@ def seconds_per_pixel(experts: Sequence[Expert], job: ItemJob) -> float:
 
 
 def in_table(plan: ExtractionPlan, chosen: ProfileName) -> str:
-    """The forecast for people."""
+    """The forecast as text."""
     lines = [f"{plan.images} images -> {plan.files} items, {plan.lr_pixels / 1e6:.2f} million LR pixels"]
     for name, size in plan.bytes.items():
         fits = "fits" if size <= plan.free else "does NOT fit"
         mark = "*" if name == chosen else " "
-        lines.append(f"{mark} {name:9} {in_words(size):>10}  {size / plan.lr_pixels:8.0f} bytes per LR pixel  {fits}")
-    lines.append(f"  free      {in_words(plan.free):>10}")
+        lines.append(
+            f"{mark} {name:9} {format_bytes(size):>10}  {size / plan.lr_pixels:8.0f} bytes per LR pixel  {fits}"
+        )
+    lines.append(f"  free      {format_bytes(plan.free):>10}")
     if plan.seconds is not None:
         lines.append(f"  about {plan.seconds / 3600:.2f} hours by one timed sample, on one device")
     return "\n".join(lines)

@@ -45,7 +45,7 @@ class ExtractSettings(Settings):
 
 
 def jobs_for(settings: ExtractSettings) -> tuple[list[ItemJob], list[Failure]]:
-    """Every item that these settings ask for, of whatever rank, and the images that cannot be used."""
+    """Every item of these settings, over all ranks, and the images that cannot be used."""
     sources, failures = find_sources(settings.hr, settings.lr)
     jobs = make_jobs(
         sources,
@@ -58,12 +58,13 @@ def jobs_for(settings: ExtractSettings) -> tuple[list[ItemJob], list[Failure]]:
 
 
 def make_recipe(settings: ExtractSettings, experts: Sequence[Expert]) -> Recipe:
-    """All that decides the numbers; what does not matter for these settings is zero, so that it cannot differ."""
+    """All that decides the numbers; a setting without effect is recorded as zero, so that it makes no other recipe."""
     identities = tuple(ExpertIdentityRecord.model_validate(asdict(expert.identity)) for expert in experts)
     sampled = settings.regions > 0
     return Recipe(
         profile=settings.profile,
         compression=settings.compression,
+        # Without features, the tap makes no difference: caches of images stay comparable across taps.
         experts=tuple(_without_features(one) for one in identities) if not keeps_features(settings) else identities,
         degradation=degradation_of(settings.lr),
         regions=settings.regions,
@@ -126,7 +127,7 @@ def make_manifest(recipe: Recipe, planned: int) -> Manifest:
 
 
 def require_unmixed(store: Store, recipe: Recipe) -> None:
-    """A cache that is there already must be of the same recipe; one without a single item binds nobody."""
+    """An existing cache must have the same recipe; one without items may be replaced."""
     if not store.manifest_path.exists() or not store.item_paths():
         return
     found = store.manifest.recipe

@@ -34,6 +34,7 @@ def extract_sequentially(
     final = Store(settings.out)
     recipe = _joint_recipe(settings, openers)
     require_unmixed(final, recipe)
+    # Items of the final cache are skipped by every part, whose own copies are deleted once they are joined.
     finished = frozenset(path.stem for path in final.item_paths())
     missing = [job for job in jobs_for(settings)[0] if job.id not in finished]
     require_room(final.root, item_sizes(recipe, missing))
@@ -54,13 +55,14 @@ def extract_sequentially(
             for part in parts:
                 part.item_path(item).unlink()
     report.kept = sorted(finished)
+    # Other ranks may still be reading their parts, and failed items need theirs for the next run.
     if world == 1 and not report.failures:
         shutil.rmtree(final.root / ".parts")
     return report
 
 
 def _joint_recipe(settings: ExtractSettings, openers: Sequence[Callable[[], Expert]]) -> Recipe:
-    """Open each expert once, one at a time, to learn who they are before any work is done."""
+    """Open each expert once, one at a time, for the identities of all before any work is done."""
     recipes = [make_recipe(settings, [open_one()]) for open_one in openers]
     experts = tuple(expert for recipe in recipes for expert in recipe.experts)
     return recipes[0].model_copy(update={"experts": experts})

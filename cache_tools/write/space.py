@@ -31,6 +31,7 @@ def item_sizes(recipe: Recipe, jobs: Sequence[ItemJob]) -> int:
                 id=job.id,
                 group=job.group,
                 source=job.source.name,
+                # Hashes count with their length only.
                 hr_sha256="0" * 64 if key[2] else None,
                 lr_sha256="0" * 64,
                 height=job.height,
@@ -49,7 +50,7 @@ def item_sizes(recipe: Recipe, jobs: Sequence[ItemJob]) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room left where `folder` is or will be."""
+    """Free bytes where `folder` is or will be."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -59,12 +60,12 @@ def require_room(folder: Path, needed: int) -> None:
     """A run that cannot fit is refused before it starts."""
     free = free_bytes(folder)
     if needed > free:
-        what = f"{in_words(needed)} are needed, {in_words(free)} are free"
+        what = f"{format_bytes(needed)} are needed, {format_bytes(free)} are free"
         cure = "free some space, or choose --profile, --regions or --no-features (see `python -m cache_tools plan`)"
         raise Refusal(what, where=folder, cure=cure)
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """123456789 -> 123.5 MB."""
     unit = 0
     while size >= 1000 and unit < len(_UNITS) - 1:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cache_tools.format.schema import Header
     from cache_tools.format.store import Manifest, Store
 
-_PIECE = 1 << 24
+_PIECE = 1 << 24  # bytes per write call: some systems write no more than 2 GiB at once
 
 
 class ItemWriter:
@@ -42,6 +42,7 @@ class ItemWriter:
             with atomic_path(final) as temporary:
                 _write_all(temporary, content)
                 sync_file(temporary)
+                # Read back as a reader would: a bad write is found now, while the experts' outputs are still in memory.
                 require_intact(temporary)
         except OSError as error:
             raise storage_failed(final, error) from error
@@ -49,13 +50,15 @@ class ItemWriter:
         return final
 
     def note(self, entry: Entry) -> None:
-        """Append the item's line to this rank's index, as one write."""
+        """Append the item's line to this rank's index, as one write; after a killed writer's torn line on a new one."""
         try:
             self._index.parent.mkdir(parents=True, exist_ok=True)
+            # A line appended to a torn one would be lost with it.
             torn = self._index.exists() and not _ends_with_newline(self._index)
             line = ("\n" if torn else "") + entry.model_dump_json() + "\n"
             descriptor = os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
+                # O_APPEND and one write: lines of two processes on one index do not interleave.
                 os.write(descriptor, line.encode())
             finally:
                 os.close(descriptor)
@@ -84,7 +87,7 @@ def open_store(store: Store, manifest: Manifest) -> None:
 
 
 def rebuild_index(store: Store, entries: list[Entry]) -> None:
-    """One file of lines in place of all: exactly the items that are there."""
+    """One index file in place of all, with exactly the existing items."""
     try:
         write_text(store.index / "rank-000.jsonl", "".join(entry.model_dump_json() + "\n" for entry in entries))
         for path in store.index.glob("*.jsonl"):

@@ -14,8 +14,9 @@ from spandrel import MAIN_REGISTRY, ArchRegistry, ArchSupport, ImageModelDescrip
 from experts.loading.edsr import EDSRArch
 from experts.loading.weights import ARCHITECTURE_KEY, StateFile, header_hyperparameters
 from experts.native.architectures import native_architectures
-from experts.spec import SCALE, Padding
+from experts.spec import Padding
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from torch import nn

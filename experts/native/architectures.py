@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class NativeArch(Architecture["NativeNetwork"]):
-    """A preset: the keys that only it has, and how to read its settings."""
+    """A preset: the keys that identify it, and how its settings follow from the tensors."""
 
     kind: type[NativeNetwork]
 
@@ -30,7 +30,7 @@ class NativeArch(Architecture["NativeNetwork"]):
         self.kind = kind
 
     def detect_settings(self, state: StateDict) -> dict[str, Any]:
-        """What the tensors tell beyond what all presets share."""
+        """The settings that its tensors determine, beyond those of all presets."""
         raise NotImplementedError
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[NativeNetwork]:
@@ -88,6 +88,7 @@ class FreqNetArch(NativeArch):
         high = "pyramid.lift_high.weight" in state
         return {
             "widths": widths,
+            # Less the gated convolution that each level begins with.
             "depths": tuple(get_seq_len(state, f"pyramid.levels.{i}.low") - 1 for i in range(len(widths) - 1)),
             "bottleneck": get_seq_len(state, "pyramid.bottleneck.mixtures"),
             "up_depths": _up_depths(state),
@@ -117,6 +118,7 @@ class SSMArch(NativeArch):
             **_kernel(state, "texture.refine.large"),
         }
         if settings["mixer"] == "ssm":
+            # `select` gives each head its step and two vectors of states, b and c.
             heads = state["trunk.0.mixer.log_rate"].shape[0]
             settings["states"] = (state["trunk.0.mixer.select.weight"].shape[0] // heads - 1) // 2
         if "trunk.0.experts.norm.weight" in state:
@@ -133,11 +135,13 @@ def _shared(state: StateDict) -> dict[str, Any]:
     """Upsampler and scale, window, and whether the multi-branch convolutions are folded."""
     settings: dict[str, Any] = {"deployed": any(".folded." in key for key in state)}
     if "upsampler.offset.weight" in state:
+        # DySample: two offsets for each of four groups; the others: three colours for each sub-pixel.
         settings["upsampler"], sub_pixels = "dysample", state["upsampler.offset.weight"].shape[0] // 8
     else:
         settings["upsampler"] = "moe" if "upsampler.router.weight" in state else "pixelshuffle"
         sub_pixels = state["upsampler.to_image.weight"].shape[0] // 3
     settings["scale"] = math.isqrt(sub_pixels)
+    # A bias table has one row per offset between two positions of a window: (2 window - 1) squared.
     table = next((value for key, value in state.items() if key.endswith(".position_bias")), None)
     if table is not None:
         settings["window_size"] = (math.isqrt(table.shape[0]) + 1) // 2
@@ -157,7 +161,7 @@ def _up_depths(state: StateDict) -> tuple[int, ...]:
 
 
 def _splitter(state: StateDict) -> str:
-    """A disc has a radius; blur and Laplacian have no tensors, and blur is the guess."""
+    """A disc has a radius; blur and Laplacian have no tensors: blur, unless the header names the other."""
     return "fft" if "pyramid.splitter.radius" in state else "blur"
 
 

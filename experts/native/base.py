@@ -47,14 +47,17 @@ class NativeNetwork(nn.Module):
     def forward(self, lr_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, 3, sH, sW), float32."""
         height, width = lr_BCHW.shape[-2:]
+        # channels_last: norms and routing work on each pixel's channels, which then lie side by side.
         padded_BCHW = pad_right_bottom(lr_BCHW, self.padding).contiguous(memory_format=torch.channels_last)
-        shallow_BCHW = self.stem(padded_BCHW - 0.5)
+        shallow_BCHW = self.stem(padded_BCHW - 0.5)  # around zero
         deep_BCHW, balances = self.body(shallow_BCHW, padded_BCHW.mean(dim=1, keepdim=True))
         refined_BCHW = self.texture(self.conv_after_body(deep_BCHW) + shallow_BCHW)
         residual_BCHW, routed = self.upsampler(refined_BCHW)
+        # In float32 under any autocast: the residual is small beside the image and would be rounded away.
         sr_BCHW = enlarge(padded_BCHW, self.scale) + residual_BCHW.float()
         sr_BCHW = sr_BCHW[..., : self.scale * height, : self.scale * width]
         balances = balances if routed is None else [*balances, routed]
+        # Experts in use return an image alone; only training has a use for the balance.
         if self.training and balances:
             return sr_BCHW, torch.stack(balances).mean()
         return sr_BCHW
@@ -69,7 +72,7 @@ class NativeNetwork(nn.Module):
 
 def enlarge(lr_BCHW: Tensor, scale: int) -> Tensor:
     """Bicubic enlargement in float32, equal to `imaging.resize.resize_bicubic`; in one operation, whatever autocast."""
-    beyond = 2  # pixels that a cubic sees to either side; the edge goes on there
+    beyond = 2  # pixels that a cubic uses to either side; the edge pixel is repeated there
     wide_BCHW = F.pad(lr_BCHW.float(), (beyond, beyond, beyond, beyond), mode="replicate")
     # antialias changes nothing when enlarging, but chooses the cubic (a = -0.5) that images are shrunk with.
     large_BCHW = F.interpolate(wide_BCHW, scale_factor=scale, mode="bicubic", align_corners=False, antialias=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def run_block(block: nn.Module, x_BCHW: Tensor, guide_B1HW: Tensor) -> Tensor:
-    """Blocks with attention are shown the grey image, for their flat windows."""
+    """Blocks with attention also take the grey image, for finding flat windows."""
     return block(x_BCHW, guide_B1HW) if isinstance(block, WindowBlock) else block(x_BCHW)
 
 
@@ -125,6 +125,7 @@ class DualPath(nn.Module):
             low_BCHW, high_BCHW = level(low_BCHW, high_BCHW, guides[index])
             skips.append([low_BCHW] if high_BCHW is None else [low_BCHW, high_BCHW])
         x_BCHW, balances = self.bottleneck(low_BCHW, high_BCHW, guides[-1])
+        # The coarsest level has no skip: its maps went through the bottleneck.
         for index, up in enumerate(self.ups):
             depth = len(self.levels) - 2 - index
             x_BCHW = up(x_BCHW, skips[depth], guides[depth])

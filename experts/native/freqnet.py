@@ -124,6 +124,7 @@ class FreqNet(NativeNetwork):
             splitter=make_splitter(splitter) if high else None,
             levels=[
                 *(Level(width, low, fine) for width, (low, fine) in zip(widths, blocks, strict=False)),
+                # No blocks at the coarsest size, only the exchange: its blocks are the bottleneck's.
                 Level(widths[-1], [], [] if high else None),
             ],
             bottleneck=RoutedBottleneck(

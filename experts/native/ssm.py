@@ -23,7 +23,7 @@ from experts.native.blocks.upsample import Upsampler, make_upsampler
 from experts.native.blocks.window_attention import WindowBlock
 from experts.native.blocks.window_mixture import WindowMixture
 from experts.native.dual_path import Down, Up
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class NoiseHead(nn.Module):
     """One plane of white noise, weighed per channel within `amplitude`.
 
-    In training the noise is new every time, from torch's own generator, or the network would learn it by heart.
+    In training the noise is new every time, from torch's own generator, or the network would fit to that one plane.
     """
 
     def __init__(self, channels: int, amplitude: float, seed: int = 0) -> None:
@@ -51,14 +51,16 @@ class NoiseHead(nn.Module):
         if self.training:
             noise_B1HW = torch.randn(batch, 1, height, width, device=x_BCHW.device)
         else:
+            # On the CPU, whose generator gives the same numbers for every device.
             generator = torch.Generator().manual_seed(self.seed)
             noise_B1HW = torch.randn(1, 1, height, width, generator=generator).to(x_BCHW.device)
+        # tanh: no channel takes more noise than the amplitude, however it is trained.
         weight_C11 = self.amplitude * torch.tanh(self.strength)[:, None, None]
         return x_BCHW + (weight_C11 * noise_B1HW).to(x_BCHW.dtype)
 
 
 class TrunkStage(nn.Module):
-    """Windows, state space, experts; then a gate decides per pixel and channel how much of it all is added.
+    """Windows, state space, experts; then a gate per pixel and channel for how much of it all is added.
 
     `mixer` window puts shifted windows where the scan would be.
     """
@@ -83,7 +85,7 @@ class TrunkStage(nn.Module):
 
 
 class GatedUp(nn.Module):
-    """A coarse map joins a fine one through a gate that both decide."""
+    """A coarse map is added to a fine one through a gate computed from both."""
 
     def __init__(self, wider: int, channels: int) -> None:
         super().__init__()
@@ -148,6 +150,7 @@ class SSM(NativeNetwork):
 
         def stage(index: int) -> TrunkStage:
             odd = index % 2 == 1
+            # Windows of the attention, its replacement and the experts alternate, so that no seam lies in two of them.
             inner = StateSpaceMixer(coarse, states=states, directions=directions) if mixer == "ssm" else None
             mixture = None
             if moe != "off":
@@ -200,7 +203,7 @@ class SSM(NativeNetwork):
         return x_BCHW, balances
 
     def _with_high(self, full_BCHW: Tensor, shallow_BCHW: Tensor) -> Tensor:
-        """The Fourier branch modulates a residual only: what came up stays whole in the sum."""
+        """The Fourier branch is added through a gate: the decoder's map itself passes unchanged."""
         if self.split is None or self.high is None or self.recombine is None:
             return full_BCHW
         _, high_BCHW = self.split(shallow_BCHW)

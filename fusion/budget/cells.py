@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fusion.budget.model import CELL, cell_sums, measure_cells
 from fusion.network.base.back_projection import back_project
 from fusion.network.base.blend import BAND_NAMES, WHOLE, split_bands, weighted_sum
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     Menu = Sequence[tuple[str, ...]]
     ErrorsOf = Callable[[FusionBatch], np.ndarray]
-
-SCALE = 4
 
 
 def blends(blend: BaseBlend, item: FusionBatch, menu: Sequence[tuple[str, ...]]) -> list[Tensor]:

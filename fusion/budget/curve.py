@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from fusion.budget.cells import SCALE, truth_of
+from fusion.budget.cells import truth_of
 from fusion.budget.model import measure_cells
 from fusion.budget.plan import Outlook, plan_share, predict_tile
 from imaging.metrics import BORDER, squared_error
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

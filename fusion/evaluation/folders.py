@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fusion.evaluation.ntire import PREFIX, SCORE, NotScoredError, ntire_measures, ntire_score
 from imaging.files import list_images, read_rgb
 from imaging.metrics import psnr, ssim
-from imaging.perceptual import lpips_distance
+from imaging.metrics.perceptual import lpips_distance
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple
 

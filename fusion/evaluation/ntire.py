@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from imaging.device import best_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def ntire_measures() -> dict[str, Measure]:
     except ImportError as error:
         cure = "pip install 'championship-sr[iqa]' in an environment of its own (its licence is non-commercial)"
         raise Refusal(f"the NTIRE perceptual score needs pyiqa ({error})", where="--ntire", cure=cure) from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(best_device())
     return {PREFIX + name: partial(_measured, name, _open(pyiqa, name, device), device) for name in SHARES}
 
 

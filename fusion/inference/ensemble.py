@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SCALE = 4
 PLAIN, EIGHTFOLD = (0,), tuple(range(VARIANTS))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion.inference.tiles import smallest_tile
+from imaging.tiling import smallest_feathered_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ def auto_tile(cost: TileCost, device: torch.device, margin: int, multiple: int) 
     free = free_bytes(device)
     if free is not None and cost.bytes_per_pixel is not None:
         largest = min(largest, int((_SHARE * free / cost.bytes_per_pixel) ** 0.5))
-    return max(smallest_tile(margin, multiple), largest // multiple * multiple)
+    return max(smallest_feathered_tile(margin, multiple), largest // multiple * multiple)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from fusion.inference.ensemble import SCALE, Answer, Fused
+from fusion.inference.ensemble import Answer, Fused
 from fusion.network import FusionSR
 from fusion.network.interface import SMALLEST
 from fusion.network.save import FILE_NAME, FORMAT, fingerprint
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 from imaging.settings import Settings, load_settings
 
 if TYPE_CHECKING:

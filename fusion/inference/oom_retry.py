@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion.inference.tiles import plan_feathered_spans, smallest_tile, whole
+from fusion.inference.tiles import whole
+from imaging.device import is_out_of_memory
 from imaging.refusal import Refusal
+from imaging.tiling import plan_feathered_spans, smallest_feathered_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,18 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion.inference.ensemble import Place
-    from fusion.inference.tiles import FeatheredSpan
+    from imaging.tiling import FeatheredSpan
 
 log = logging.getLogger(__name__)
-
-_CPU_WORDS = ("can't allocate memory", "not enough memory")  # what torch's CPU allocator says, as a RuntimeError
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and others raise a class of their own, the CPU a RuntimeError, Python a MemoryError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
 
 
 class OutOfMemoryRetry:
@@ -70,7 +63,7 @@ class OutOfMemoryRetry:
 
     def _shrink(self, side: int, place: Place, reason: str) -> None:
         """Half the size, down to the least tile that leaves room for the context."""
-        least = smallest_tile(self._margin, self._multiple)
+        least = smallest_feathered_tile(self._margin, self._multiple)
         if side < least + self._multiple:
             cure = "free memory, use fewer experts, or --device cpu"
             raise Refusal(f"out of memory even in tiles of {side} ({reason})", where=place.item, cure=cure)

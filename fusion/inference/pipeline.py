@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from fusion.inference.ensemble import EIGHTFOLD, PLAIN, SCALE, answer_tile
+from fusion.inference.ensemble import EIGHTFOLD, PLAIN, answer_tile
 from fusion.inference.image_writer import DiskFull, ImageWriter
 from fusion.inference.jobs import ImageJob, Sized, measure_jobs
 from fusion.inference.oom_retry import OutOfMemoryRetry
@@ -23,6 +23,7 @@ from fusion.inference.upscale import Grid, channels_of, upscale
 from imaging.atomic import remove_dead_temporaries
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

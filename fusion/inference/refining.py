@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from fusion.inference.ensemble import SCALE
 from fusion.refinement.refine import count_tiles, refine
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

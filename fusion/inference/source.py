@@ -14,6 +14,7 @@ import torch
 from imaging.files import read_raster
 from imaging.hashes import file_sha256
 from imaging.resize import resize_bicubic
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from imaging.files import Depth
 
-SCALE = 4
 _CONTEXT = 4  # LR pixels that bicubic interpolation sees beyond a band; 2 would do
 
 

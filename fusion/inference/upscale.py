@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from fusion.inference.ensemble import SCALE, Place
-from fusion.inference.tiles import assemble, plan_feathered_spans
+from fusion.inference.ensemble import Place
+from fusion.inference.tiles import assemble
 from imaging.files import grey_plane, quantize_u8, quantize_u16
 from imaging.malloc import give_back_memory
+from imaging.scale import SCALE
+from imaging.tiling import plan_feathered_spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from fusion.inference.image_writer import ImageWriter
     from fusion.inference.oom_retry import OutOfMemoryRetry
     from fusion.inference.source import Source
-    from fusion.inference.tiles import FeatheredSpan
     from imaging.files import Depth
+    from imaging.tiling import FeatheredSpan
 
 
 _ROWS = 256  # of a reworked image that are made levels at a time

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.parts import ChannelNorm
+from fusion.network.parts import channel_norm
 
 
 def attend(query_BTNdHW: Tensor, key_BTNdHW: Tensor, value_BTNdHW: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class TokenAttention(nn.Module):
     def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = ChannelNorm(width)
+        self.norm = channel_norm(width)
         self.project = nn.Conv2d(width, 3 * inner, 1)
         self.out = nn.Conv2d(inner, width, 1)
 
@@ -69,9 +69,9 @@ class LKABlock(nn.Module):
 
     def __init__(self, width: int, expansion: int) -> None:
         super().__init__()
-        self.norm_attention = ChannelNorm(width)
+        self.norm_attention = channel_norm(width)
         self.attention = LargeKernelAttention(width)
-        self.norm_forward = ChannelNorm(width)
+        self.norm_forward = channel_norm(width)
         self.widen = nn.Conv2d(width, expansion * width, 1)
         self.narrow = nn.Conv2d(expansion * width, width, 1)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.network.attention import LKABlock, TokenAttention
-from fusion.network.parts import SUBPIXELS, UNSHUFFLED, ChannelNorm, zero_start, zero_sum
+from fusion.network.parts import SUBPIXELS, UNSHUFFLED, channel_norm, zero_start, zero_sum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ class ExpertTokens(nn.Module):
             for name in self.names
         )
         self.reads_features = tuple(settings.channels_of(name) > 0 for name in self.names)
-        self.norm = ChannelNorm(width)
+        self.norm = channel_norm(width)
         self.difference = nn.Conv2d(UNSHUFFLED, width, 1)
         self.identity_ED = nn.Parameter(0.02 * torch.randn(len(self.names), width))
 

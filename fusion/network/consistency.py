@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion.network.base.back_projection import shrink
-from fusion.network.parts import SCALE, at_least_float32
+from imaging.layers import at_least_float32
 from imaging.resize import downscale
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.network.settings import ConsistencySettings, EnvelopeSettings

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.parts import SCALE, UNSHUFFLED, at_least_float32, gaussian_blur, zero_mean_per_pixel, zero_start
+from fusion.network.parts import UNSHUFFLED, gaussian_blur, zero_mean_per_pixel, zero_start
+from imaging.layers import at_least_float32
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.network.settings import EdgesSettings

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.network.bands.bands import GUIDANCE
-from fusion.network.parts import SCALE, UNSHUFFLED
+from fusion.network.parts import UNSHUFFLED
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.network.bands.bands import Bands

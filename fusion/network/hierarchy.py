@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.parts import SCALE, SUBPIXELS, ExpertConv, ResidualBlock, pick, weigh, zero_start, zero_sum
+from fusion.network.parts import SUBPIXELS, ExpertConv, ResidualBlock, pick, weigh, zero_start, zero_sum
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.network.evidence import Evidence

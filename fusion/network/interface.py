@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from fusion.network.parts import SCALE
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 from imaging.settings import Settings
 
 if TYPE_CHECKING:

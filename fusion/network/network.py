@@ -22,10 +22,11 @@ from fusion.network.gating import DynamicGates
 from fusion.network.hierarchy import HierarchicalFusion
 from fusion.network.hub import HubModel
 from fusion.network.interface import FusionOutput, TrainingRecord, check_inputs
-from fusion.network.parts import SCALE, weigh, zero_mean_per_pixel
+from fusion.network.parts import weigh, zero_mean_per_pixel
 from fusion.network.refine import Refinement
 from fusion.network.settings import FusionSettings
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCALE = 4
+from imaging.layers import ChannelNorm
+from imaging.scale import SCALE
+
 SUBPIXELS = SCALE * SCALE
 UNSHUFFLED = 3 * SUBPIXELS
 
@@ -21,11 +23,6 @@ def zero_start(layer: nn.Conv2d) -> nn.Conv2d:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions become float32; float64 stays, for exact checks."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def pick(x: Tensor, indices: tuple[int, ...], dim: int) -> Tensor:
@@ -77,18 +74,9 @@ def gaussian_blur(image_NCHW: Tensor, sigma: float, radius: int) -> Tensor:
     return both.reshape(image_NCHW.shape)
 
 
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of (B, D, H, W) at every pixel, in float32."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x_BDHW: Tensor) -> Tensor:
-        """(B, D, H, W) -> the same, each pixel's channels at mean 0 and variance 1, then scaled and shifted."""
-        wide_BHWD = at_least_float32(x_BDHW).permute(0, 2, 3, 1)
-        return F.layer_norm(wide_BHWD, self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
+def channel_norm(width: int) -> ChannelNorm:
+    """The fusion's norm, as its published weights were trained: torch's default eps, float32 under any autocast."""
+    return ChannelNorm(width, eps=1e-5, in_float32=True)
 
 
 class ExpertConv(nn.Module):

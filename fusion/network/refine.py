@@ -13,14 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.parts import (
-    UNSHUFFLED,
-    ExpertConv,
-    ResidualBlock,
-    at_least_float32,
-    zero_mean_per_pixel,
-    zero_start,
-)
+from fusion.network.parts import UNSHUFFLED, ExpertConv, ResidualBlock, zero_mean_per_pixel, zero_start
+from imaging.layers import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

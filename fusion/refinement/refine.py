@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from fusion.inference.oom_retry import is_out_of_memory
 from fusion.refinement.colour import fix_colour
 from fusion.refinement.guard import hold_low_band, measure
 from fusion.refinement.step import predict
 from fusion.refinement.tiles import Tiling, run_tiled
+from imaging.device import is_out_of_memory
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:

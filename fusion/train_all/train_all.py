@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from fusion.train_all.collect import Run, collect
 from fusion.train_all.subprocess_pool import run_subprocesses
 from fusion.train_all.time_budget import StepPlan, plan_steps
@@ -26,6 +24,7 @@ from fusion.training.dry_run import Probe
 from fusion.training.settings import TrainSettings
 from imaging.atomic import write_text
 from imaging.command import DONE, FAILURES_LISTED, print_json
+from imaging.device import best_device
 from imaging.paths import CONFIGS
 from imaging.refusal import Refusal
 from imaging.settings import Settings, load_settings, parse_settings
@@ -120,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def expert_run(config: Path, options: argparse.Namespace) -> Run:
     """What train.py is told for one expert; it starts from its shipped file, if there is one."""
-    words = ["device=auto", *(ON_GPU if torch.cuda.is_available() else ()), *options.overrides]
+    words = ["device=auto", *(ON_GPU if best_device() != "cpu" else ()), *options.overrides]
     words.append(_word("data.hr", [str(folder) for folder in options.hr]))
     settings = load_settings(TrainSettings, config, words)
     name = settings.export.name
@@ -137,7 +136,7 @@ def expert_run(config: Path, options: argparse.Namespace) -> Run:
 def train_runs(session: Session, runs: Sequence[Run], *, share: float) -> None:
     """Every run that is not over, planned by a probe where it is not planned yet, until the deadline."""
     train, options = [sys.executable, "train.py"], session.options
-    at_once = min(options.at_once or (len(runs) if torch.cuda.is_available() else 1), len(runs))
+    at_once = min(options.at_once or (len(runs) if best_device() != "cpu" else 1), len(runs))
     new = [one for one in runs if one.name not in session.plan.runs]
     probing = {f"{one.name}.probe": [*train, "--probe", str(options.probe), *one.words] for one in new}
     timed = {name.partition(".")[0]: one for name, one in session.children(probing, at_once).items() if one.code == 0}

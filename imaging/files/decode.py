@@ -1,7 +1,7 @@
 """An image file -> `Picture`: rgb_CHW float32 in [0, 1], upright, with alpha, depth and profile, or one refusal.
 
-Pillow is the judge of every file (it notices damage), and the reader of all 8-bit ones; it would cut 16-bit RGB down
-to 8 in silence, so those go through deep.py. Axes: C colour, H height, W width, S samples (colours, then alpha).
+Pillow checks every file (it notices damage) and decodes all 8-bit ones; it would reduce 16-bit RGB to 8 bits without a
+warning, so those go through deep.py. Axes: C colour, H height, W width, S samples (colours, then alpha).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from imaging.files.deep import Raster, TiffHeader, keyed_alpha, png16, tiff16, upright
-from imaging.files.header import KINDS, Header, check_size, open_header, read_bytes, refusing, told_kind
+from imaging.files.header import KINDS, Header, check_size, detect_format, open_header, read_bytes, refusing
 from imaging.files.picture import MAX_PIXELS, Depth, Picture
 from imaging.files.png import chunks
 from imaging.refusal import Refusal
@@ -51,7 +51,7 @@ def read_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
 def read_raster(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[Raster, bytes | None]:
     """The file's whole levels, upright, and its profile: a quarter of the memory of a Picture, for huge images."""
     file = io.BytesIO(read_bytes(path))
-    kind = told_kind(path, file.read(32))
+    kind = detect_format(path, file.read(32))
     with refusing(path, kind):
         header = open_header(path, kind, file)
         check_size(path, header.size, max_pixels)
@@ -126,7 +126,7 @@ def _decode_8bit(path: Path, image: Image.Image, icc: bytes | None, bits: int) -
 
 
 def _rgb_of_cmyk(path: Path, image: Image.Image, icc: bytes | None) -> np.ndarray:
-    """Inks -> sRGB: by the embedded profile, or by the plain formula where there is none that works."""
+    """Inks -> sRGB: by the embedded profile, or by the plain formula where none works."""
     if icc is not None:
         try:
             inks, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")

@@ -1,4 +1,4 @@
-"""PNG and TIFF files of 16 bits per channel, and what a TIFF's header says -> whole levels without loss of depth.
+"""PNG and TIFF files of 16 bits per channel, and a TIFF's header -> whole levels without loss of depth.
 
 Pillow cuts 16-bit RGB to 8 bits, so PNGs come through OpenCV; TIFFs through tifffile, or OpenCV where tifffile lacks
 the compression (LZW). Axes: H height, W width, C colour channels (1 or 3), S samples (colours, then extras).
@@ -93,7 +93,7 @@ def tiff16(file: BinaryIO, header: TiffHeader, *, where: Path) -> Raster:
     samples_HWS = _samples(file, header, where)
     colours = _READABLE[header.photometric]
     if samples_HWS.dtype != np.uint16 or samples_HWS.shape[-1] != header.samples or header.samples < colours:
-        raise Refusal("is a 16-bit TIFF that does not decode as its header says", where=where, cure=_CONVERT)
+        raise Refusal("is a 16-bit TIFF whose pixels do not match its header", where=where, cure=_CONVERT)
     levels_HWC = samples_HWS[..., :colours]
     if header.photometric == _MIN_IS_WHITE:
         levels_HWC = 65535 - levels_HWC

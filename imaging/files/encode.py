@@ -48,7 +48,7 @@ def write_picture(
     grey come from `like` unless given; without either, 8-bit RGB. `alpha` is (H,W), or with leading ones;
     that of `like` is used when its size fits, and a `like` whose alpha does not fit demands `alpha`.
     WebP is written without loss, JPEG at quality 95 without chroma subsampling. `text` goes into PNG only.
-    A format that cannot hold the depth, the transparency or the size is refused: nothing is dropped in silence.
+    A format that cannot hold the depth, the transparency or the size is refused: nothing is dropped silently.
     """
     rgb_CHW = _as_chw(rgb)
     height, width = rgb_CHW.shape[-2:]
@@ -71,7 +71,7 @@ def write_levels(
     try:
         _write(path, suffix, levels_HWC, profile, text)
     except OSError as error:
-        cure = "free space there, mend its permissions, or write elsewhere"
+        cure = "free space there, fix its permissions, or write elsewhere"
         raise Refusal(f"cannot be written ({error.strerror or error})", where=path, cure=cure) from error
 
 
@@ -113,7 +113,7 @@ def check_format(path: Path, bits: Depth, *, transparent: bool, longest: int) ->
         kinds = ", ".join(sorted(SUFFIXES))
         raise Refusal(f"'{suffix}' is not a format that can be written", where=path, cure=f"use one of {kinds}")
     if bits == 16 and suffix not in _DEEP:
-        raise Refusal(f"{suffix} cannot hold 16 bits", where=path, cure="write .png or .tif, or ask for 8 bits")
+        raise Refusal(f"{suffix} cannot hold 16 bits", where=path, cure="write .png or .tif, or request 8 bits")
     if transparent and suffix not in _TRANSPARENT:
         raise Refusal(f"{suffix} cannot hold transparency", where=path, cure="write .png, .tif or .webp")
     limit = _LONGEST_SIDE.get(suffix)
@@ -139,7 +139,7 @@ def grey_plane(rgb_CHW: Tensor) -> Tensor:
 
 
 def _fitting_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None:
-    """A profile for one grey channel says nothing about RGB: it is left out, and that is logged."""
+    """A profile for one grey channel does not describe RGB: it is left out, and that is logged."""
     if icc is not None and channels >= 3 and icc[16:20] == b"GRAY":
         log.warning("%s: the grey colour profile does not fit an RGB image and is left out", path)
         return None

@@ -60,4 +60,4 @@ def _is_image(path: Path) -> bool:
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    raise Refusal(f"cannot be listed ({error.strerror})", where=str(error.filename), cure="mend its permissions")
+    raise Refusal(f"cannot be listed ({error.strerror})", where=str(error.filename), cure="fix its permissions")

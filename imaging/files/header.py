@@ -1,4 +1,4 @@
-"""An image file -> its format and upright size, judged from the header alone; what cannot be used is refused."""
+"""An image file -> its format and upright size, read from the header alone; what cannot be used is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) as `read_picture` would return them, without decoding the pixels."""
     try:
         with path.open("rb") as file:
-            kind = told_kind(path, file.read(32))
+            kind = detect_format(path, file.read(32))
             with refusing(path, kind):
                 header = open_header(path, kind, file)
                 check_size(path, header.size, max_pixels)
@@ -73,8 +73,8 @@ def _unreadable(path: Path, error: OSError) -> Refusal:
     return Refusal(f"cannot be read ({error.strerror})", where=path, cure="give a readable image file")
 
 
-def told_kind(path: Path, head: bytes) -> str:
-    """The format, told from the first bytes; the file's suffix does not matter."""
+def detect_format(path: Path, head: bytes) -> str:
+    """The format, by the file's first bytes; its suffix does not matter."""
     if not head:
         raise Refusal("is empty (zero bytes)", where=path, cure=_INTACT)
     for magic, kind in _MAGIC.items():
@@ -97,7 +97,7 @@ def refusing(path: Path, kind: str) -> Iterator[None]:
     except Refusal:
         raise
     except Exception as error:
-        reason = str(error)[:120] or "no reason given"
+        reason = str(error)[:120] or "no reason"
         raise Refusal(
             f"cannot be decoded as {kind} ({type(error).__name__}: {reason})", where=path, cure=_INTACT
         ) from error
@@ -121,7 +121,7 @@ class Header:
 
 
 def open_header(path: Path, kind: str, file: BinaryIO) -> Header:
-    """Read what stands before the pixels; animations and kinds that cannot be read faithfully are refused."""
+    """Read the headers before the pixels; animations and kinds that cannot be read faithfully are refused."""
     if kind == "TIFF":
         tiff = tiff_header(file, where=path)
         return Header(kind, tiff.height, tiff.width, tiff.orientation, None, tiff)
@@ -153,7 +153,7 @@ def _valid(orientation: object) -> int:
 
 
 def check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse an image without pixels, or with more than memory should be risked on."""
+    """Refuse an image without pixels, or with more than `max_pixels`."""
     height, width = size
     if height < 1 or width < 1:
         raise Refusal(f"has no pixels ({height}x{width})", where=path, cure=_INTACT)

@@ -1,4 +1,4 @@
-"""An image file's pixels and what is needed to write the like of it -> `Picture`. Axes: C colour, H height, W width."""
+"""An image file's pixels, depth, profile and transparency -> `Picture`. Axes: C colour, H height, W width."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 _LEVEL = 4  # zlib level: two thirds of the time of 6 for a few per cent more bytes
-_BLOCK = 1 << 18
+_BLOCK = 1 << 18  # bytes of compressed data per IDAT chunk
 
 
 class RowWriter(Protocol):
-    """Takes the next rows of an image, as many as there are."""
+    """Writes the next rows of an image, any number of them."""
 
     def __call__(self, rows_HWC: np.ndarray) -> None:
         """Write (any, width, channels) whole levels below those written before."""
@@ -47,7 +47,7 @@ def png_rows(
     icc: bytes | None = None,
     text: Mapping[str, str] | None = None,
 ) -> Iterator[RowWriter]:
-    """Open a PNG for writing from top to bottom; the file appears, whole, when all `height` rows were given.
+    """Open a PNG for writing from top to bottom; the file appears, whole, when all `height` rows were written.
 
     Rows are uint8 (depth 8) or uint16 (depth 16) arrays of shape (any, width, channels).
     """
@@ -84,7 +84,7 @@ class _PngStream:
         expected = np.dtype(np.uint8 if self._depth == 8 else np.uint16)
         if rows_HWC.dtype != expected or rows_HWC.shape[1:] != (self._width, self._channels):
             raise ValueError(
-                f"rows are {rows_HWC.dtype} {rows_HWC.shape}, want {expected} (any, {self._width}, {self._channels})"
+                f"rows are {rows_HWC.dtype} {rows_HWC.shape}, not {expected} (any, {self._width}, {self._channels})"
             )
         big_endian = np.ascontiguousarray(rows_HWC, dtype=expected.newbyteorder(">"))
         bytes_HB = big_endian.view(np.uint8).reshape(len(rows_HWC), -1)
@@ -121,7 +121,7 @@ def _filtered(bytes_HB: np.ndarray, above_B: np.ndarray, step: int) -> np.ndarra
     out = np.empty((len(bytes_HB), bytes_HB.shape[1] + 1), np.uint8)
     best_H = np.full(len(bytes_HB), np.iinfo(np.int64).max)
     for kind, guess_HB in enumerate(guesses):
-        residual_HB = bytes_HB - guess_HB  # modulo 256, as PNG wants it
+        residual_HB = bytes_HB - guess_HB  # modulo 256, as PNG defines it
         cost_H = np.abs(residual_HB.view(np.int8).astype(np.int16)).sum(axis=1, dtype=np.int64)
         better_H = cost_H < best_H
         best_H[better_H] = cost_H[better_H]

@@ -16,6 +16,7 @@ from imaging.files import list_images, read_rgb, write_picture
 from imaging.metrics import psnr, ssim
 from imaging.refusal import Refusal
 from imaging.resize import resize_bicubic
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-CROP = 160
+CROP = 160  # pixels, shown doubled: three panes side by side fit a screen of 1000
 GAP = 8
 LABEL_HEIGHT = 24
 PANES = ("bicubic", "super-resolved", "truth")
@@ -41,17 +42,17 @@ class Compared:
 
 
 def compare_folders(lr: Path, sr: Path, hr: Path, picture: Path | None = None) -> list[Compared]:
-    """Hold every SR image against its HR image; optionally draw one row of crops for each."""
+    """Compare every SR image with its HR image; optionally draw one row of crops for each."""
     compared: list[Compared] = []
     rows: list[Tensor] = []
     low, high = _by_stem(lr), _by_stem(hr)
     for path in list_images(sr):
         stem = _stem(path)
-        for known, folder in ((low, lr), (high, hr)):
-            if stem not in known:
+        for by_stem, folder in ((low, lr), (high, hr)):
+            if stem not in by_stem:
                 raise Refusal(f"has no partner in {folder}", where=path, cure="give folders of the same images")
         truth_BCHW, sr_BCHW = read_rgb(high[stem]), read_rgb(path)
-        bicubic_BCHW = resize_bicubic(read_rgb(low[stem]), scale=4).clamp(0, 1)
+        bicubic_BCHW = resize_bicubic(read_rgb(low[stem]), scale=SCALE).clamp(0, 1)
         panes = (bicubic_BCHW, sr_BCHW, truth_BCHW)
         if len({pane.shape for pane in panes}) != 1:
             raise Refusal(
@@ -116,4 +117,4 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _stem(path: Path) -> str:
     """`baby.png`, `babyx4.png` -> `baby`."""
-    return path.stem.removesuffix("x4")
+    return path.stem.removesuffix(f"x{SCALE}")

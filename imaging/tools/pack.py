@@ -20,6 +20,7 @@ from tqdm import tqdm
 from imaging.atomic import atomic_path, write_bytes, write_text
 from imaging.files import image_size, list_images, quantize_u8, read_rgb
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ _DENSE = 3.0  # bytes per pixel that a lossless file needs at most
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of the images."""
+    """Counts of the images and what remains of their pixels."""
 
     folder: str
     copied: int
@@ -61,9 +62,9 @@ def pack(folders: Sequence[Path], out: Path, *, limit: int, least: int = 192) ->
     if out.exists() and any(out.iterdir()):
         raise Refusal("is not empty", where=out, cure="remove it, or name another folder")
     files = _listed(folders, out)
-    taken, cap = _chosen(files, limit, least)
+    selected, cap = _chosen(files, limit, least)
     copied, cut, kept = 0, 0, 0
-    for file in tqdm(taken, desc="packing", unit="image", disable=None):
+    for file in tqdm(selected, desc="packing", unit="image", disable=None):
         if file.bytes <= cap:
             with atomic_path(file.target) as temporary:
                 shutil.copyfile(file.source, temporary)
@@ -102,10 +103,10 @@ def _chosen(files: Sequence[_File], limit: int, least: int) -> tuple[list[_File]
     enough = int(_DENSE * least**2)
     count = len(files)
     while count:
-        taken = [files[index * len(files) // count] for index in range(count)]
-        cap = _cap([file.bytes for file in taken], limit)
-        if cap >= min(enough, max(file.bytes for file in taken)):
-            return taken, cap
+        selected = [files[index * len(files) // count] for index in range(count)]
+        cap = _cap([file.bytes for file in selected], limit)
+        if cap >= min(enough, max(file.bytes for file in selected)):
+            return selected, cap
         count -= max(1, count // 50)
     raise _too_little(limit, least)
 
@@ -132,7 +133,7 @@ def _middle(path: Path, cap: int, least: int) -> _Middle | None:
     # The side of a square that is surely too large: no file is denser than its lossless form.
     side = math.sqrt(cap / path.stat().st_size * height * width)
     while True:
-        tall, wide = (int(min(side, whole)) // 4 * 4 for whole in (height, width))
+        tall, wide = (int(min(side, whole)) // SCALE * SCALE for whole in (height, width))
         if min(tall, wide) < least:
             return None
         data = _lossless(rgb_BCHW[..., (height - tall) // 2 :, (width - wide) // 2 :][..., :tall, :wide])
@@ -143,7 +144,9 @@ def _middle(path: Path, cap: int, least: int) -> _Middle | None:
 
 def _lossless(rgb_BCHW: Tensor) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(quantize_u8(rgb_BCHW)[0].permute(1, 2, 0).numpy()).save(stream, "WEBP", lossless=True, quality=60)
+    Image.fromarray(quantize_u8(rgb_BCHW)[0].permute(1, 2, 0).numpy()).save(
+        stream, "WEBP", lossless=True, quality=60
+    )  # of lossless WebP: effort, not loss
     return stream.getvalue()
 
 

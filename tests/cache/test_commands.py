@@ -57,7 +57,7 @@ def test_extract_reports_and_resumes(tmp_path: Path, capsys: Capture) -> None:
     assert command(*words[:-1], tmp_path / "s", "--sequential") == 0
     assert item_bytes_of(tmp_path / "s") == before
     assert command(*words, "--profile", "half") == 2
-    assert "holds another cache: profile is compact, asked for half" in capsys.readouterr().err
+    assert "holds another cache: profile is compact, requested half" in capsys.readouterr().err
 
 
 def test_info_says_what_is_inside_and_scores_the_experts(tmp_path: Path, capsys: Capture) -> None:
@@ -145,7 +145,7 @@ def test_repack_packs_and_never_promises_more(tmp_path: Path, capsys: Capture) -
         assert torch.equal(one.sr_BECHW, other.sr_BECHW)
         assert all(torch.equal(one.feats[name], other.feats[name]) for name in one.feats)
     assert command("repack", root, "--out", tmp_path / "x", "--profile", "lossless") == 2
-    assert "cannot be won back" in capsys.readouterr().err
+    assert "cannot be restored" in capsys.readouterr().err
     assert command("repack", root, "--out", root) == 2
     assert command("repack", root, "--out", tmp_path / "x", "--experts", "nobody") == 2
 

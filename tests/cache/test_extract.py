@@ -18,6 +18,7 @@ from cache_tools.write.pairs import Source, find_sources
 from cache_tools.write.recipe import ExtractSettings
 from cache_tools.write.sequential import extract_sequentially
 from experts.open import open_experts
+from experts.run import NetworkExpert
 from imaging.files import read_rgb, write_picture
 from imaging.refusal import Refusal
 from imaging.resize import downscale
@@ -32,6 +33,7 @@ from tests.cache.parts import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -142,8 +144,8 @@ def test_a_lost_or_torn_index_is_mended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"profile": "half"}, "profile is compact, asked for half"),
-        ({"regions": 1, "region_size": 16}, "regions is 0, asked for 1"),
+        ({"profile": "half"}, "profile is compact, requested half"),
+        ({"regions": 1, "region_size": 16}, "regions is 0, requested 1"),
         ({"dihedral": True}, "dihedral is False"),
         ({"compression": "gzip"}, "compression"),
     ],
@@ -161,7 +163,7 @@ def test_other_weights_are_not_mixed_in(tmp_path: Path) -> None:
     shutil.move(other[0], tmp_path / "other" / "e0.safetensors")
     with pytest.raises(ForeignCache, match="expert e0 has channels|expert e0 has weights_sha256"):
         extract(settings, open_experts([str(tmp_path / "other" / "e0.safetensors"), other[1]]))
-    with pytest.raises(ForeignCache, match="experts are e0, e1, asked for e0"):
+    with pytest.raises(ForeignCache, match="experts are e0, e1, requested e0"):
         extract(settings, experts(tmp_path / "weights", (0,)))
 
 
@@ -296,3 +298,23 @@ def test_images_of_the_benchmark_pair(shared_data: Path, tmp_path: Path) -> None
     sources, failures = find_sources(folder / "HR", folder / "LRx4")
     assert len(sources) == 5
     assert not failures
+
+
+def out_of_cpu_memory(*_: object) -> None:
+    torch.empty(1 << 55, dtype=torch.float64)  # torch's own RuntimeError, in its own words
+
+
+def out_of_python_memory(*_: object) -> None:
+    bytearray(1 << 62)  # Python's own MemoryError
+
+
+@pytest.mark.parametrize("allocate", [out_of_cpu_memory, out_of_python_memory])
+def test_out_of_memory_is_a_failure_with_a_cure(tmp_path: Path, allocate: Callable[..., None]) -> None:
+    """Whatever inference takes for lack of memory, not CUDA's error alone: the item is listed, the run goes on."""
+    (expert,) = experts(tmp_path / "weights", seeds=(0,))
+    assert isinstance(expert, NetworkExpert)
+    expert.network.register_forward_pre_hook(allocate)
+    report = extract(ExtractSettings(out=tmp_path / "c", hr=write_images(tmp_path / "hr"), batch=2), [expert])
+    assert not report.made
+    assert len(report.failures) == 3
+    assert all("memory; use --tile 128" in failure.reason for failure in report.failures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools.live import LiveSource
 from cache_tools.read.batch import PatchBatch, Slice, dequantize
 from cache_tools.read.dataset import CacheDataset
 from cache_tools.read.reader import CacheReader, iterate_items, split_items
@@ -291,51 +290,36 @@ def test_splits_never_part_an_image(tmp_path: Path) -> None:
     assert len({tuple(split_items(entries, 0.4, seed=seed)[1]) for seed in range(8)}) > 2
 
 
-def live(folder: Path, nets: list[Any], **sampling: Any) -> LiveSource:
-    return LiveSource(nets, hr=folder / "hr", sampling=Sampling(**sampling), context=64)
-
-
-def test_live_gives_what_the_cache_gives(tmp_path: Path) -> None:
+def test_patches_are_what_the_experts_give(tmp_path: Path) -> None:
+    """Beside the experts run on whole images; a turned patch holds their answer turned, not that to a turned input."""
     root = make_cache(tmp_path, SIZES, profile="lossless")
     nets = experts(tmp_path / "weights")
-    how: dict[str, Any] = {"patch": 32, "batch": 3, "seed": 4}
-    cached = take(CacheDataset(root, **how, augment=False), 4)
-    running = take(live(tmp_path, nets, **how, augment=False).loader(), 4)
-    for one, other in zip(map(dequantize, cached), map(dequantize, running), strict=True):
-        assert (one.items, one.epoch, one.step, one.experts) == (other.items, other.epoch, other.step, other.experts)
-        assert torch.equal(one.lr_BCHW, other.lr_BCHW)
-        assert one.hr_BCHW is not None
-        assert other.hr_BCHW is not None
-        assert torch.equal(one.hr_BCHW, other.hr_BCHW)
-        assert torch.allclose(one.sr_BECHW, other.sr_BECHW, atol=1e-5)
-        assert all(torch.allclose(one.feats[name], other.feats[name], atol=1e-3) for name in one.feats)
+    images = {item.items[0]: item.lr_BCHW for item in iterate_items(root)}
+    stored = take(CacheDataset(root, patch=32, batch=6, seed=4), 1)[0]
+    batch = dequantize(stored)
+    differs: list[bool] = []
+    for number, item in enumerate(stored.items):
+        turn = int(stored.dihedral_B[number])
+        ((top, left),) = place_of(undo(batch.lr_BCHW[number], turn), images[item][0])
+        small = (0, ..., slice(top, top + 32), slice(left, left + 32))
+        large = (0, ..., slice(4 * top, 4 * top + 128), slice(4 * left, 4 * left + 128))
+        for index, expert in enumerate(nets):
+            plain, turned = expert.run(images[item]), expert.run(transform(images[item], turn))
+            assert plain.feat_BCHW is not None
+            wanted = transform(plain.sr_BCHW[large], turn)
+            torch.testing.assert_close(batch.sr_BECHW[number, index], wanted, rtol=0, atol=1e-5)
+            feats = transform(plain.feat_BCHW[small], turn)
+            torch.testing.assert_close(batch.feats[expert.name][number], feats, rtol=0, atol=1e-3)
+            exact = transform(undo(turned.sr_BCHW, turn)[large], turn)
+            differs.append(bool((exact - wanted).abs().max() > 1e-4))
+            assert differs[-1] == (turn != 0)
+    assert any(differs)
+    assert not all(differs)
 
 
-def test_live_turns_inputs_and_caches_turn_answers(tmp_path: Path) -> None:
-    root = make_cache(tmp_path, SIZES, profile="lossless")
-    nets = experts(tmp_path / "weights")
-    how: dict[str, Any] = {"patch": 32, "batch": 6, "seed": 4}
-    stored = take(CacheDataset(root, **how), 1)[0]
-    cached, running = dequantize(stored), dequantize(take(live(tmp_path, nets, **how), 1)[0])
-    assert torch.equal(cached.lr_BCHW, running.lr_BCHW)
-    turned = stored.dihedral_B != 0
-    assert turned.any()
-    difference = (cached.sr_BECHW - running.sr_BECHW).abs().amax((1, 2, 3, 4))
-    assert (difference[~turned] < 1e-4).all()
-    assert (difference[turned] > 1e-4).any()
-    with pytest.raises(Refusal, match="loader workers"):
-        live(tmp_path, nets, **how).loader(2)
-
-
-def test_live_from_folders_of_images(tmp_path: Path) -> None:
+def test_folders_of_images_come_back_as_they_are(tmp_path: Path) -> None:
     hr = write_images(tmp_path / "hr")
-    words = ["import-images", "--hr", hr, "--out", tmp_path / "c", f"truth={hr}"]
-    assert command(*words) == 0
-    from experts.image_folder import ImageFolderExpert
-
-    how: dict[str, Any] = {"patch": 32, "batch": 3, "seed": 4}
-    one = dequantize(take(CacheDataset(tmp_path / "c", **how), 1)[0])
-    other = dequantize(take(live(tmp_path, [ImageFolderExpert(hr, name="truth")], **how), 1)[0])
-    assert torch.equal(one.sr_BECHW, other.sr_BECHW)
-    assert one.hr_BCHW is not None
-    assert torch.equal(one.sr_BECHW[:, 0], one.hr_BCHW)
+    assert command("import-images", "--hr", hr, "--out", tmp_path / "c", f"truth={hr}") == 0
+    batch = dequantize(take(CacheDataset(tmp_path / "c", patch=32, batch=3, seed=4), 1)[0])
+    assert batch.hr_BCHW is not None
+    assert torch.equal(batch.sr_BECHW[:, 0], batch.hr_BCHW)

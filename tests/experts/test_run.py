@@ -21,8 +21,8 @@ from experts.pad import mirrored_positions, pad_right_bottom, padded_length
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, Padding, Tap, WeightsSource
 from experts.tap import tapped
-from experts.tiles import plan_kept_spans, plan_tiles
 from imaging.refusal import Refusal
+from imaging.tiling import plan_kept_spans, plan_kept_tiles
 from tests.experts.parts import CLASSES, image, save_network, small_network
 
 NO_PADDING = Padding()
@@ -174,7 +174,7 @@ def test_tiled_equals_whole_for_a_convolution_network() -> None:
     lr_BCHW = image(45, 70)
     whole = expert_of("EDSR").run(lr_BCHW)
     tiled = expert_of("EDSR", tile=40, overlap=16).run(lr_BCHW)  # receptive field: 8 pixels each side at LR size
-    assert len(plan_tiles(45, 70, 40, 16)) > 4
+    assert len(plan_kept_tiles(45, 70, 40, 16)) > 4
     torch.testing.assert_close(tiled.sr_BCHW, whole.sr_BCHW, rtol=0, atol=1e-5)
     torch.testing.assert_close(tiled.feat_BCHW, whole.feat_BCHW, rtol=0, atol=1e-4)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.attention import LargeKernelAttention, attend
 from fusion.network.hierarchy import shrink, spread
-from fusion.network.parts import ChannelNorm, weigh, zero_mean_per_pixel, zero_sum
+from fusion.network.parts import channel_norm, weigh, zero_mean_per_pixel, zero_sum
 from fusion.network.settings import RefineSettings, every_phase
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
@@ -226,7 +226,7 @@ def test_attention_is_torchs() -> None:
 def test_norm_is_torchs() -> None:
     x = torch.randn(2, 6, 5, 4)
     reference = F.layer_norm(x.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2)
-    torch.testing.assert_close(ChannelNorm(6)(x), reference)
+    torch.testing.assert_close(channel_norm(6)(x), reference)
 
 
 def test_lka_is_decomposed_as_described() -> None:
@@ -260,7 +260,7 @@ def test_gradients_of_the_hand_written_parts_in_float64() -> None:
     assert check(attend, (1, 3, 2, 2, 2, 3), (1, 3, 2, 2, 2, 3), (1, 3, 2, 2, 2, 3))
     assert check(lambda d, x: weigh(zero_sum(d), x), (1, 3, 16, 2, 2), (1, 3, 48, 2, 2))
     assert check(zero_mean_per_pixel, (1, 48, 2, 3))
-    assert check(ChannelNorm(4).double(), (1, 4, 3, 2))
+    assert check(channel_norm(4).double(), (1, 4, 3, 2))
     model = stir(small_model()).double()
     lr, sr, feats = batch_for(model.settings, 8, 9, batch=1)
     doubles = {name: feat.double() for name, feat in feats.items() if feat is not None}

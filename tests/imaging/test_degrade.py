@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imaging.degrade import Degradation, DegradeSettings, degrade, draw_degradation
-from imaging.degrade_steps import LIGHT, Blur, GaussianNoise, Jpeg, PoissonNoise, Resize
+from imaging.degrade.steps import LIGHT, Blur, GaussianNoise, Jpeg, PoissonNoise, Resize
 from imaging.refusal import Refusal
 from imaging.resize import downscale_8bit
 from imaging.settings import load_settings, parse_settings

@@ -17,7 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from imaging.files import list_images, quantize_u8, read_rgb
 from imaging.metrics import luma, psnr, ssim
-from imaging.perceptual import TRUNK_FILE, find_trunk, lpips_distance
+from imaging.metrics.perceptual import TRUNK_FILE, find_trunk, lpips_distance
 from imaging.refusal import Refusal
 
 

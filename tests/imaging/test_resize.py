@@ -17,7 +17,8 @@ from imaging.__main__ import main
 from imaging.command import DONE, FAILURES_LISTED, REFUSED, run
 from imaging.files import quantize_u8, write_picture
 from imaging.resize import Edge, crop_to_multiple, downscale, downscale_8bit, resize_bicubic
-from imaging.tools.check_resize import FACTOR, MUST_PASS, check_folders
+from imaging.scale import SCALE
+from imaging.tools.check_resize import MUST_PASS, check_folders
 
 SIDES = st.integers(1, 40)
 NUMPY_MODE: dict[Edge, Literal["edge", "symmetric"]] = {"replicate": "edge", "mirror": "symmetric"}
@@ -158,7 +159,7 @@ def test_the_command_prints_figures_and_its_code_follows_them(
     make_pair(tmp_path / "good", spoil=False)
     assert run(main, ["check-resize", str(tmp_path), "--json"]) == DONE
     document = json.loads(capsys.readouterr().out)
-    assert document["factor"] == FACTOR
+    assert document["factor"] == SCALE
     first = next(row for row in document["folders"] if row["method"] in MUST_PASS)
     assert (first["pixels"], first["exact"], first["worst"]) == (80, 1.0, 0)
     make_pair(tmp_path / "spoilt", spoil=True)

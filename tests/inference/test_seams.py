@@ -12,9 +12,10 @@ from benchmarks.inference import cost as bench
 from benchmarks.inference.seams import compare
 from experts.catalog import load_catalog
 from fusion.inference.ensemble import Ensemble, Place, answer_tile
-from fusion.inference.tiles import FeatheredSpan, plan_feathered_spans, whole
+from fusion.inference.tiles import whole
 from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
+from imaging.tiling import FeatheredSpan, plan_feathered_spans
 from infer import build
 
 TILE, SIZE = 112, (128, 224)

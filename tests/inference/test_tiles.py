@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from scipy.ndimage import correlate
 
 from fusion.inference.ensemble import EIGHTFOLD, Place, answer_tile
-from fusion.inference.oom_retry import OutOfMemoryRetry, is_out_of_memory
-from fusion.inference.tiles import RAMP, FeatheredSpan, assemble, plan_feathered_spans, smallest_tile, whole
+from fusion.inference.oom_retry import OutOfMemoryRetry
+from fusion.inference.tiles import assemble, whole
+from imaging.device import is_out_of_memory
 from imaging.refusal import Refusal
+from imaging.tiling import RAMP, FeatheredSpan, plan_feathered_spans, smallest_feathered_tile
 from tests.experts.parts import image, small_network
 from tests.inference.parts import enlarge, ensemble_of
 
@@ -41,7 +43,7 @@ def test_spans_cover_with_context_and_weights_sum_to_one(length: int, tile: int,
     np.testing.assert_allclose(total, 1, atol=1e-6)
     assert all(one.high <= next_but_one.low for one, next_but_one in zip(spans, spans[2:], strict=False))
     if tile and len(spans) > 1:
-        longest = max(-(-tile // multiple) * multiple, smallest_tile(margin, multiple)) + multiple
+        longest = max(-(-tile // multiple) * multiple, smallest_feathered_tile(margin, multiple)) + multiple
         assert max(span.stop - span.start for span in spans) < longest
 
 

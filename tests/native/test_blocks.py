@@ -19,8 +19,8 @@ from experts.native.blocks.upsample import DySampleUp, make_upsampler
 from experts.native.blocks.window_attention import LinearMixer, WindowAttention, WindowBlock
 from experts.native.blocks.window_mixture import WindowMixture
 from experts.native.blocks.windows import busy_windows, cut_windows, from_windows, to_windows
-from experts.native.norm import ChannelNorm
 from experts.native.ssm import NoiseHead
+from imaging.layers import ChannelNorm
 
 
 def features(height: int, width: int, channels: int = 16, batch: int = 1, seed: int = 0) -> torch.Tensor:

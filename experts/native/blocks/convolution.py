@@ -15,14 +15,14 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from experts.native.blocks.multi_branch import MultiBranchConv
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class PartialLargeKernel(nn.Module):
-    """A dense large kernel over `part` channels; the others pass, which keeps the cost of a large field small."""
+    """A dense large kernel over `part` channels; the others pass unchanged, so that a large field stays cheap."""
 
     def __init__(self, channels: int, *, part: int = 16, kernel: int = 13, deployed: bool = False) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class PartialLargeKernel(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         if self.part == x_BCHW.shape[1]:
             return self.conv(x_BCHW)
-        seen_BCHW, passed_BCHW = x_BCHW[:, : self.part], x_BCHW[:, self.part :]
-        return torch.cat([self.conv(seen_BCHW), passed_BCHW], dim=1)
+        part_BCHW, passed_BCHW = x_BCHW[:, : self.part], x_BCHW[:, self.part :]
+        return torch.cat([self.conv(part_BCHW), passed_BCHW], dim=1)
 
 
-BLOCK = 8
+BLOCK = 8  # pixels: divides every preset's padding, so that blocks fall alike in tiles and whole images
 
 
 class LocalChannelGate(nn.Module):
@@ -50,6 +50,7 @@ class LocalChannelGate(nn.Module):
         squeezed = max(4, channels // reduction)
         self.squeeze = nn.Conv2d(channels, squeezed, 1)
         self.excite = nn.Conv2d(squeezed, channels, 1)
+        # Near zero, twice the sigmoid is near 1: an untrained gate lets its channels pass.
         nn.init.normal_(self.excite.weight, std=0.02)
         assert self.excite.bias is not None
         nn.init.zeros_(self.excite.bias)
@@ -59,6 +60,7 @@ class LocalChannelGate(nn.Module):
         height, width = x_BCHW.shape[-2:]
         means_BChw = F.avg_pool2d(x_BCHW, BLOCK, ceil_mode=True, count_include_pad=False)
         gate_BChw = 2 * torch.sigmoid(self.excite(F.gelu(self.squeeze(means_BChw))))
+        # Bilinear, not by blocks: constant gates would leave edges at every block.
         gate_BCHW = F.interpolate(gate_BChw.float(), scale_factor=BLOCK, mode="bilinear", align_corners=False)
         return gate_BCHW[..., :height, :width]
 

@@ -1,4 +1,4 @@
-"""Low- and high-frequency features -> the same, each having taken from the other what its gate lets through.
+"""Low- and high-frequency features -> the same, each with a gated part of the other added.
 
 Legend: B batch, C channels, H and W height and width.
 """
@@ -12,14 +12,14 @@ from torch import nn
 
 from experts.native.blocks.convolution import GatedConv, LocalChannelGate
 from experts.native.blocks.window_attention import WindowAttention
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class _Offer(nn.Module):
-    """What one path gives to the other: 1x1, times a sigmoid gate per pixel, times a gate per channel."""
+class _GatedContribution(nn.Module):
+    """One path's contribution to the other: 1x1, times a sigmoid gate per pixel, times a gate per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class _Offer(nn.Module):
         self.gate = nn.Conv2d(2 * channels, channels, 1)
         self.channel_gate = LocalChannelGate(channels)
 
-    def forward(self, giver_BCHW: Tensor, both_BCHW: Tensor) -> Tensor:
-        value_BCHW = self.value(giver_BCHW) * torch.sigmoid(self.gate(both_BCHW))
+    def forward(self, source_BCHW: Tensor, both_BCHW: Tensor) -> Tensor:
+        value_BCHW = self.value(source_BCHW) * torch.sigmoid(self.gate(both_BCHW))
         return value_BCHW * self.channel_gate(value_BCHW)
 
 
@@ -37,8 +37,8 @@ class CrossFrequencyFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.to_low = _Offer(channels)
-        self.to_high = _Offer(channels)
+        self.to_low = _GatedContribution(channels)
+        self.to_high = _GatedContribution(channels)
 
     def forward(self, low_BCHW: Tensor, high_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Two maps (B, C, H, W) -> two maps (B, C, H, W)."""
@@ -47,7 +47,7 @@ class CrossFrequencyFusion(nn.Module):
 
 
 class CrossAttentionFusion(nn.Module):
-    """Both paths -> one map: the low asks the high within windows, then a gated convolution over both."""
+    """Both paths -> one map: the low attends to the high within windows, then a gated convolution over both."""
 
     def __init__(self, channels: int, *, window: int = 8) -> None:
         super().__init__()

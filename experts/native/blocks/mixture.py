@@ -1,7 +1,7 @@
-"""Tokens or pixels and their routing scores -> each through its few best experts only, and how evenly they were used.
+"""Tokens or pixels and their routing scores -> each through its best experts only, and the load balance.
 
 A token is a row of the first axis: a pixel's channels or a whole window. Only the chosen rows are gathered and run. The
-3x3 convolution that gathers a pixel's neighbourhood is shared; what is made of it is routed pixel by pixel.
+3x3 convolution that gathers a pixel's neighbourhood is shared; what follows is routed pixel by pixel.
 Legend: B batch, C channels, H and W height and width, T tokens (B*H*W for pixels), E experts, k chosen per token.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +42,7 @@ class Mixture(nn.Module):
         if self.routing == "single":
             return self.experts[0](tokens), None
         assert logits_TE is not None
+        # float32: in half precision near ties would be decided by rounding.
         share_TE = logits_TE.float().softmax(dim=-1)
         if self.routing == "dense":
             parts = [_weigh(expert(tokens), share_TE[:, e]) for e, expert in enumerate(self.experts)]
@@ -55,6 +56,7 @@ class Mixture(nn.Module):
     def _dispatch(self, tokens: Tensor, weight_Tk: Tensor, chosen_Tk: Tensor) -> Tensor:
         mixed = torch.zeros_like(tokens)
         for e, expert in enumerate(self.experts):
+            # Expert by expert over its own rows: work grows with k, not with the number of experts.
             rows, place = (chosen_Tk == e).nonzero(as_tuple=True)
             weight_R = weight_Tk[rows, place]
             if len(rows) == 0:
@@ -62,20 +64,21 @@ class Mixture(nn.Module):
                     continue
                 # An idle expert still takes part, with weight 0: every parameter has a gradient in every step.
                 rows, weight_R = rows.new_zeros(1), weight_Tk[:1, 0] * 0
-            given = _weigh(expert(tokens[rows]), weight_R)
-            mixed = mixed.index_add(0, rows, given.to(mixed.dtype))
+            output = _weigh(expert(tokens[rows]), weight_R)
+            mixed = mixed.index_add(0, rows, output.to(mixed.dtype))
         return mixed
 
 
-def _weigh(given: Tensor, weight_R: Tensor) -> Tensor:
+def _weigh(output: Tensor, weight_R: Tensor) -> Tensor:
     """Each row times its weight."""
-    return given * weight_R.view(-1, *[1] * (given.dim() - 1)).to(given.dtype)
+    return output * weight_R.view(-1, *[1] * (output.dim() - 1)).to(output.dtype)
 
 
 def balance(share_TE: Tensor, used_TE: Tensor) -> Tensor:
     """Load balance of the Switch Transformer (Fedus et al. 2021): E times the sum of (use times mean share)."""
     use_E = used_TE.float().mean(dim=0)
     use_E = use_E / use_E.sum()
+    # Use is a count without gradient; the gradient flows through the shares.
     return share_TE.shape[1] * (use_E.detach() * share_TE.mean(dim=0)).sum()
 
 
@@ -126,8 +129,11 @@ class PixelMixture(nn.Module):
 
 
 def make_router(channels: int, experts: int, routing: Routing, *, frozen: bool) -> nn.Linear | None:
-    """Scores for the experts; none where nothing is routed. A frozen one keeps its random choices while experts
-    settle: train so first, then go on from that file with routing free."""
+    """Scores for the experts; none where nothing is routed.
+
+    A frozen router keeps its random choices, so that experts train on a fixed share first; then train on from that file
+    with `freeze_routing: false`.
+    """
     if routing == "single":
         return None
     return nn.Linear(channels, experts).requires_grad_(not frozen)

@@ -33,6 +33,7 @@ class MultiBranchConv(nn.Module):
             self.folded = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
         else:
             self.branches = nn.ModuleList(
+                # One bias is enough: parallel ones would only sum.
                 nn.Conv2d(channels, channels, size, padding=(size[0] // 2, size[1] // 2), bias=index == 0)
                 for index, size in enumerate(branch_kernels(kernel))
             )

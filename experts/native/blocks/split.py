@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 Splitter = Literal["blur", "laplacian", "fft"]
 
-_BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
+_BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)  # a Gaussian of deviation 1 pixel, nearly
 
 
 class _Split(nn.Module):
-    """What all splitters share: the high frequencies are what the low ones leave over."""
+    """What all splitters share: the high frequencies are input minus low, so that both always sum to the input."""
 
     def low(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> the low frequencies of the same size."""
@@ -55,7 +55,7 @@ class FourierSplit(_Split):
     """A smooth disc in the spectrum whose radius is learned, in cycles per pixel.
 
     The map is continued by `margin` pixels of its edge, so that opposite edges do not mix; the disc's rim is wide
-    enough for its answer to fade within about as many, hence tiles and whole images agree.
+    enough for its impulse response to fade within about as many, hence tiles and whole images agree.
     """
 
     margin = 8
@@ -78,8 +78,11 @@ class FourierSplit(_Split):
         """(h, w) in (0, 1]: 1 at frequency zero, falling where the radius is reached."""
         rows = torch.fft.fftfreq(height, device=self.radius.device)
         columns = torch.fft.rfftfreq(width, device=self.radius.device)
+        # In cycles per pixel, so that the disc is the same for every size of image.
         distance = (rows[:, None].square() + columns[None].square()).sqrt()
+        # From nearly nothing to the Nyquist frequency: beyond either the split would be empty on one side.
         radius = self.radius.float().clamp(0.02, 0.5)
+        # Divided by its value at zero, so that constant areas pass whole.
         return torch.sigmoid((radius - distance) / self.rim) / torch.sigmoid(radius / self.rim)
 
 

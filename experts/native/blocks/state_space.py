@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK = 64
-LEAST_STEP, MOST_STEP = 1e-3, 1.0
-MOST_DECAY = 8.0  # exp(-8): a step forgets at most so much, which keeps half precision and gradients sane
+CHUNK = 64  # steps: work within a chunk grows with its square, the loop over chunks with their number
+LEAST_STEP, MOST_STEP = 1e-3, 1.0  # of dt: no pixel is ignored, none counts more than once
+MOST_DECAY = 8.0  # exp(-8): the most that one step decays; keeps exponents and gradients finite in half precision
 
 
 def decays(dt_BHL: Tensor, rate_H: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def scan_chunked(
     log_BHKQ = _chunks(decays(dt_BHL, rate_H)[..., None], chunk)[..., 0].cumsum(-1)
     taken_BHKQP = _chunks(dt_BHL[..., None] * x_BHLP, chunk)
     b_BHKQN, c_BHKQN = _chunks(b_BHLN, chunk), _chunks(c_BHLN, chunk)
-    # How much of step j is left at step i of the same chunk; exp only where i >= j, elsewhere it would overflow.
+    # How much of step j remains at step i of the same chunk; exp only where i >= j, elsewhere it would overflow.
     between = log_BHKQ[..., :, None] - log_BHKQ[..., None, :]
     earlier = torch.ones(chunk, chunk, dtype=torch.bool, device=x_BHLP.device).tril()
     left_BHKQQ = between.masked_fill(~earlier, float("-inf")).exp()
@@ -86,7 +86,7 @@ def _chunks(x_BHLD: Tensor, chunk: int) -> Tensor:
 def scan_kernel(kernel: Any, x_BHLP: Tensor, dt_BHL: Tensor, rate_H: Tensor, b_BHLN: Tensor, c_BHLN: Tensor) -> Tensor:
     """(B, H, L, P) by `mamba_ssm`'s selective_scan_fn: a head is a group of P channels with equal step and decay."""
     _, _, length, width = x_BHLP.shape
-    # The kernel knows no clamp on dt * rate: it is given a step and a rate whose product is clamped already.
+    # The kernel does not clamp dt * rate: it gets the clamped product as step, -1 as rate, and inputs divided by it.
     log_BHL = decays(dt_BHL, rate_H)
     taken_BDL = (dt_BHL[..., None] * x_BHLP / (-log_BHL[..., None])).transpose(2, 3).flatten(1, 2)
     step_BDL = (-log_BHL).repeat_interleave(width, dim=1)
@@ -106,7 +106,7 @@ def find_kernel() -> Any | None:
 
 
 def scan(x_BHLP: Tensor, dt_BHL: Tensor, rate_H: Tensor, b_BHLN: Tensor, c_BHLN: Tensor) -> Tensor:
-    """The fastest of the ways that is there; all agree."""
+    """By the fastest available implementation; all agree."""
     kernel = find_kernel() if x_BHLP.is_cuda else None
     if kernel is not None:
         return scan_kernel(kernel, x_BHLP, dt_BHL, rate_H, b_BHLN, c_BHLN)
@@ -124,8 +124,9 @@ class StateSpaceMixer(nn.Module):
         self.enter = nn.Conv2d(channels, 2 * channels, 1)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.select = nn.Conv2d(channels, heads * (1 + 2 * states), 1)
-        # Steps start between 0.01 and 0.3, rates between 0.5 and 4: memories of a pixel to two hundred.
+        # Steps start between 0.01 and 0.3, rates between 0.5 and 4: the state decays over one to two hundred pixels.
         steps = torch.exp(torch.linspace(math.log(0.01), math.log(0.3), heads))
+        # The inverse of softplus: with a zero projection the steps are exactly these.
         self.step_bias = nn.Parameter(torch.log(torch.expm1(steps)))
         self.log_rate = nn.Parameter(torch.log(torch.linspace(0.5, 4.0, heads)))
         self.skip = nn.Parameter(torch.ones(heads))

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from experts.native.blocks.mixture import Mixture, PointwiseExpert
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Upsampler = Literal["pixelshuffle", "dysample", "moe"]
 
-SMALL = 0.1  # of torch's initial weights
+SMALL = 0.1  # times torch's initial weights
 
 
 class PixelShuffleUp(nn.Module):
@@ -46,6 +46,7 @@ class DySampleUp(nn.Module):
         self.scale = scale
         self.narrow = nn.Conv2d(channels, self.thin, 3, padding=1)
         self.offset = nn.Conv2d(channels, 2 * self.groups * scale**2, 1)
+        # Near-zero offsets: sampling starts as plain bilinear interpolation.
         nn.init.normal_(self.offset.weight, std=1e-3)
         assert self.offset.bias is not None
         nn.init.zeros_(self.offset.bias)
@@ -54,6 +55,7 @@ class DySampleUp(nn.Module):
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, C, H, W) -> (B, 3, sH, sW) and no balance."""
         places = self._places(x_BCHW)
+        # grid_sample in float32: half precision cannot address the pixels of a large map.
         thin_BCHW = self.narrow(x_BCHW).float()
         groups = thin_BCHW.unflatten(1, (self.groups, -1)).flatten(0, 1)
         sampled = F.grid_sample(groups, places, mode="bilinear", padding_mode="border", align_corners=False)
@@ -62,7 +64,7 @@ class DySampleUp(nn.Module):
     def _places(self, x_BCHW: Tensor) -> Tensor:
         """(B*G, sH, sW, 2): where each HR pixel samples, in [-1, 1] across the LR map."""
         batch, _, height, width = x_BCHW.shape
-        # In LR pixels; a quarter of what the layer says, so that neighbours hardly cross.
+        # In LR pixels; a quarter of the layer's output, so that neighbouring samples hardly cross.
         offset = F.pixel_shuffle(0.25 * self.offset(x_BCHW).float(), self.scale)
         offset = offset.reshape(batch * self.groups, 2, height * self.scale, width * self.scale)
         rows = (torch.arange(height * self.scale, device=offset.device) + 0.5) / self.scale

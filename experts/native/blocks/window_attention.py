@@ -1,9 +1,9 @@
 """Feature map -> feature map by attention within shifted windows, an optional linear mixer and a feed-forward network.
 
 Shifted windows: Swin (Liu et al. 2021), to itself or to another map. Linear attention (Katharopoulos et al. 2020) in
-large windows: every pixel sees a whole window at a cost that grows with its pixels, not their square; the window bounds
-how far it sees, so that large images can be cut into tiles. The gated depthwise feed-forward network is Restormer's
-(Zamir et al. 2022).
+large windows: every pixel attends to a whole window at a cost linear in its pixels; the window bounds the receptive
+field, so that large images can be cut into tiles. The gated depthwise feed-forward network is Restormer's (Zamir et al.
+2022).
 Legend: B batch, C channels, H and W height and width, N pixels of a window, M windows of an image, W windows of the
 batch (B*M), R some of them, h heads.
 """
@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from experts.native.blocks.windows import busy_windows, cut_windows, from_windows, to_windows
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEAD_CHANNELS = 16
+HEAD_CHANNELS = 16  # small, for networks of 48 and 64 channels
 
 
 class WindowAttention(nn.Module):
@@ -40,35 +40,37 @@ class WindowAttention(nn.Module):
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(channels, 2 * channels)
         self.project = nn.Linear(channels, channels)
+        # 0.02: as Swin initialises it.
         self.position_bias = nn.Parameter(0.02 * torch.randn((2 * window - 1) ** 2, self.heads))
 
     def forward(self, x_BCHW: Tensor, context_BCHW: Tensor | None = None, busy_W: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W): x asks, the context (x itself if none) answers; flat windows get zero."""
+        """(B, C, H, W) -> (B, C, H, W): x attends to the context (itself if none); flat windows get zero."""
         size = (x_BCHW.shape[-2], x_BCHW.shape[-1])
         x_WNC = to_windows(x_BCHW, self.window, self.shift)
         context_WNC = x_WNC if context_BCHW is None else to_windows(context_BCHW, self.window, self.shift)
         bias_hNN = self.position_bias[_relative_positions(self.window).to(x_WNC.device)].permute(2, 0, 1)
-        whole_R, cut_R, seen_RNN = self._sort(size, len(x_WNC), busy_W, x_WNC.device)
+        whole_R, cut_R, mask_RNN = self._sort(size, len(x_WNC), busy_W, x_WNC.device)
+        # Masks for cut windows only, which lie along two edges: masks for all would grow with the image.
         if len(whole_R) == len(x_WNC):
             y_WNC = self._attend(x_WNC, context_WNC, bias_hNN[None])
         else:
             whole_RNC = self._attend(x_WNC[whole_R], context_WNC[whole_R], bias_hNN[None])
             y_WNC = torch.zeros_like(x_WNC, dtype=whole_RNC.dtype).index_copy(0, whole_R, whole_RNC)
             if len(cut_R):
-                masked_RhNN = bias_hNN[None].masked_fill(~seen_RNN[:, None], float("-inf"))
+                masked_RhNN = bias_hNN[None].masked_fill(~mask_RNN[:, None], float("-inf"))
                 y_WNC = y_WNC.index_copy(0, cut_R, self._attend(x_WNC[cut_R], context_WNC[cut_R], masked_RhNN))
         return from_windows(y_WNC, size, self.window, self.shift)
 
     def _sort(
         self, size: tuple[int, int], windows: int, busy_W: Tensor | None, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The windows to run: those in which all see all, those that are cut, and what sees what in the latter."""
-        row_M, seen_KNN = (table.to(device) for table in cut_windows(*size, self.window, self.shift))
+        """The windows to run: uncut ones, cut ones, and the latter's attention masks."""
+        row_M, mask_KNN = (table.to(device) for table in cut_windows(*size, self.window, self.shift))
         row_W = row_M.repeat(windows // len(row_M))
-        wanted_W = torch.ones_like(row_W, dtype=torch.bool) if busy_W is None else busy_W
-        whole_R = (wanted_W & (row_W < 0)).nonzero()[:, 0]
-        cut_R = (wanted_W & (row_W >= 0)).nonzero()[:, 0]
-        return whole_R, cut_R, seen_KNN[row_W[cut_R]]
+        selected_W = torch.ones_like(row_W, dtype=torch.bool) if busy_W is None else busy_W
+        whole_R = (selected_W & (row_W < 0)).nonzero()[:, 0]
+        cut_R = (selected_W & (row_W >= 0)).nonzero()[:, 0]
+        return whole_R, cut_R, mask_KNN[row_W[cut_R]]
 
     def _attend(self, x_RNC: Tensor, context_RNC: Tensor, bias: Tensor) -> Tensor:
         """Windows and a bias (1 or R, h, N, N) -> (R, N, C)."""
@@ -104,10 +106,12 @@ class LinearMixer(nn.Module):
         query, key, value = (self._heads(part) for part in self.qkv(x_WNC).chunk(3, dim=-1))
         # Sums over many pixels: in float32 whatever the network runs in.
         query, key, value = F.elu(query.float()) + 1, F.elu(key.float()) + 1, value.float()
+        # Padding must not count: elu + 1 makes a key of zeros 1, not 0.
         key = key * inside_WN1[:, None].float()
         with torch.autocast(x_BCHW.device.type, enabled=False):
             summed = query @ (key.transpose(-1, -2) @ value)
             weight = query @ key.sum(dim=-2, keepdim=True).transpose(-1, -2)
+        # Positive, but it can underflow where all features are near their minimum.
         y_WNC = (summed / weight.clamp(min=1e-6)).transpose(1, 2).reshape(x_WNC.shape).to(x_WNC.dtype)
         return from_windows(self.project(y_WNC), size, self.window, 0)
 
@@ -137,7 +141,7 @@ class WindowBlock(nn.Module):
     """Norm, attention, add; norm, mixer, add (where there is one); norm, gated feed-forward, add.
 
     `skip_flat`: windows whose grey levels deviate less than this are left out of attention (0: none).
-    `recompute`: forget inner values in training and compute them again for the gradients, to save memory.
+    `recompute`: drop activations in training and compute them again for the gradients, to save memory.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from experts.native.blocks.convolution import GatedConv, PartialLargeKernel
 from experts.native.blocks.mixture import Mixture, Routing, make_router
 from experts.native.blocks.window_attention import WindowAttention
 from experts.native.blocks.windows import from_windows, to_windows
-from experts.native.norm import ChannelNorm
+from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,7 @@ class SpectrumExpert(nn.Module):
 
     def forward(self, x_TCww: Tensor) -> Tensor:
         """(T, C, w, w) -> (T, C, w, w)."""
+        # cuFFT takes half precision only for sides that are powers of two.
         spectrum = torch.fft.rfft2(x_TCww.float(), norm="ortho")
         parts = torch.cat([spectrum.real, spectrum.imag], dim=1)
         real, imaginary = self.narrow(F.gelu(self.widen(parts))).float().chunk(2, dim=1)
@@ -53,7 +54,7 @@ class SpectrumExpert(nn.Module):
 
 
 class WindowMixture(nn.Module):
-    """Norm, cut into windows, route by what each holds on average, add. Shifted windows every other time hide seams."""
+    """Norm, cut into windows, route by channel statistics, add. Shifted windows every other time hide seams."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Feature map <-> windows of it; which positions of a window may see each other; which windows are flat.
+"""Feature map <-> windows of it; which positions of a window may attend to each other; which windows are flat.
 
-Any size is padded to whole windows; padded positions see only each other. Shifted windows are made by rolling the
-map, so a window may hold parts that are no neighbours: these do not see each other either.
+Any size is padded to whole windows; padded positions attend only to each other. Shifted windows are made by rolling the
+map, so a window may hold parts that are no neighbours: these do not attend to each other either.
 Legend: B batch, C channels, H and W height and width, N pixels of a window, M windows of an image, K
 of them cut.
 """
@@ -49,9 +49,9 @@ def from_windows(x_WNC: Tensor, size: tuple[int, int], window: int, shift: int) 
 
 @lru_cache(maxsize=32)
 def cut_windows(height: int, width: int, window: int, shift: int) -> tuple[Tensor, Tensor]:
-    """The windows that padding or rolling cut into pieces, and what sees what within them.
+    """The windows that padding or rolling cut into pieces, and the attention masks within them.
 
-    int (M,): each window's row in the second, or -1 where all see all; bool (cut, N, N). Only windows along two edges
+    int (M,): each window's row in the second, or -1 where it is uncut; bool (cut, N, N). Only windows along two edges
     are cut, so this stays small for large images.
     """
     tall, wide = padded(height, width, window)
@@ -63,6 +63,7 @@ def cut_windows(height: int, width: int, window: int, shift: int) -> tuple[Tenso
     down, right = cut_M.nonzero()[:, 0] // len(columns), cut_M.nonzero()[:, 0] % len(columns)
     y_KN = rows[down].repeat_interleave(window, dim=1)
     x_KN = columns[right].repeat(1, window)
+    # Four pieces at most, by where row and column come from; padding is a piece of its own.
     piece_KN = torch.where((y_KN < 0) | (x_KN < 0), -1, 2 * y_KN + x_KN)
     return row_M, piece_KN[:, :, None] == piece_KN[:, None, :]
 
@@ -79,6 +80,7 @@ def busy_windows(guide_B1HW: Tensor, window: int, shift: int, threshold: float) 
     inside_B1HW = torch.ones_like(guide_B1HW)
     inside = to_windows(inside_B1HW, window, shift)[..., 0]
     grey = to_windows(guide_B1HW, window, shift)[..., 0]
+    # A window of padding alone has no pixels; it counts as flat.
     count = inside.sum(dim=1, keepdim=True).clamp(min=1)
     mean = (grey * inside).sum(dim=1, keepdim=True) / count
     variance = ((grey - mean).square() * inside).sum(dim=1) / count[:, 0]

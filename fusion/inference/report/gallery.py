@@ -13,12 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fusion.inference.ensemble import SCALE, layer_names
+from fusion.inference.ensemble import layer_names
 from fusion.inference.report.page import render
 from imaging.atomic import write_text
 from imaging.files import image_size, list_images, quantize_u8, read_rgb
 from imaging.metrics import psnr, ssim
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path

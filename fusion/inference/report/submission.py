@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion.inference.ensemble import SCALE
 from fusion.inference.report.provenance import read_record
 from imaging.atomic import atomic_path
 from imaging.command import DONE, print_json
 from imaging.files import image_size, list_images, read_raster
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

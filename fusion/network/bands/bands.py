@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fusion.network.bands.dct import DctBands
 from fusion.network.bands.dwt import DwtBands
 from fusion.network.bands.fft import FftBands
-from fusion.network.parts import at_least_float32
+from imaging.layers import at_least_float32
 
 if TYPE_CHECKING:
     from fusion.network.settings import BandsSettings

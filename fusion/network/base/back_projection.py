@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.network.parts import SCALE, at_least_float32, repeat_edges
+from fusion.network.parts import repeat_edges
+from imaging.layers import at_least_float32
 from imaging.resize import downscale
+from imaging.scale import SCALE
 
 REACH = 6  # HR pixels by which an LR pixel's kernel reaches beyond the 4 under it, on either side
 RING = 1  # LR pixels along the edges whose downscale would depend on what lies outside the picture

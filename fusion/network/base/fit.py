@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fusion.network.base.back_projection import certain, enlarge
 from fusion.network.base.blend import BAND_NAMES, WHOLE, BaseRecord, solve_weights, split_bands
-from fusion.network.parts import SCALE
 from imaging.refusal import Refusal
 from imaging.resize import downscale
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusion.inference.ensemble import SCALE
 from fusion.studio.jobs.result_view import (
     BICUBIC,
     DIFFICULTY,
@@ -23,6 +22,7 @@ from fusion.studio.jobs.result_view import (
 )
 from imaging.files import quantize_u8
 from imaging.resize import resize_bicubic
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path

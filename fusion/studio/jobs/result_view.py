@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from fusion.inference.ensemble import SCALE
 from fusion.inference.report.provenance import record_path
 from fusion.studio.views.colours import LADDER, coloured, expert_colours, painted
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, cast
 
 from fusion.inference.command import settle_tile
-from fusion.inference.ensemble import EIGHTFOLD, SCALE
+from fusion.inference.ensemble import EIGHTFOLD
 from fusion.inference.input_check import TROUBLES, warn_about
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.upscale import Grid
@@ -19,6 +19,7 @@ from fusion.studio.jobs.progress import EnsembleProgress
 from fusion.studio.uploads import sentence, take_in
 from imaging.malloc import give_back_memory
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble

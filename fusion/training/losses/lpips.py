@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from fusion.training.losses.files import LossFile
-from imaging.perceptual import TRUNK_FILE, load_lpips
+from imaging.metrics.perceptual import TRUNK_FILE, load_lpips
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,6 +1,6 @@
 """HR crop or image and its place in the run -> its degraded LR image; the same place always gives the same.
 
-Each sample's record (imaging/degrade.py) is a function of the run's seed and the sample's number alone, so nothing
+Each sample's record (imaging/degrade/) is a function of the run's seed and the sample's number alone, so nothing
 has to be stored for it to be made again. Legend: C channels, H and W height and width. Images are uint8, 0..255, or
 float32 in [0, 1].
 """

@@ -13,6 +13,7 @@ import torch
 
 from fusion.training.sources.batch import TrainBatch
 from fusion.training.sources.folder import FolderSource, RawPairs
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     # lr_BCHW -> (sr_BECHW, feats by name)
     Ask = Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]
 
-SCALE = 4  # fusion is of 4x experts
 CONTEXT = 8
 FIT_STEPS = 16  # batches that the base is fitted on: a cache offers all its items, running experts are slow
 FEATURE_STEPS = 4  # and on how many of them their features' channels are measured

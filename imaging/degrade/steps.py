@@ -23,6 +23,7 @@ from imaging.settings import Settings
 
 ResizeMethod = Literal["area", "bilinear", "bicubic"]
 
+_LUMA = (0.299, 0.587, 0.114)  # BT.601, full range, as JPEG's own luma
 LIGHT = 255.0  # photons of a white pixel at light 1: noise of one grey level at the darkest, sixteen at white
 
 
@@ -81,7 +82,7 @@ class GaussianNoise(Settings):
     seed: int
 
     def apply(self, image_BCHW: Tensor) -> Tensor:
-        """Add; NumPy's generator gives the same numbers on every machine."""
+        """Add; NumPy's generator gives the same numbers on every machine, torch's need not."""
         noise = np.random.default_rng(self.seed).standard_normal(_planes(image_BCHW, self.grey), dtype=np.float32)
         return image_BCHW + torch.from_numpy(noise) * (self.sigma / 255)
 
@@ -99,13 +100,13 @@ class PoissonNoise(Settings):
         photons = LIGHT * self.light
         clean_BCHW = image_BCHW.clamp(0, 1)
         if self.grey:
-            clean_BCHW = (clean_BCHW * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+            clean_BCHW = (clean_BCHW * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
         counted = np.random.default_rng(self.seed).poisson(clean_BCHW.double().numpy() * photons) / photons
         return image_BCHW + (torch.from_numpy(counted).float() - clean_BCHW)
 
 
 class Jpeg(Settings):
-    """Through a JPEG file in memory, chroma at half size as cameras and the web have it."""
+    """Through a JPEG file in memory, chroma at half size as most cameras and web sites store it."""
 
     kind: Literal["jpeg"] = "jpeg"
     quality: int = Field(ge=1, le=100)

@@ -1,7 +1,7 @@
 """HR image + a seed -> LR image and the record of what was done to it; the record makes the same LR image again.
 
-What may happen is a `DegradeSettings` (configs/degrade_mixed.yaml); what did happen is a `Degradation`: a list of
-steps with every number in it. Rounds of blur, resize, noise and JPEG follow Real-ESRGAN (Wang et al. 2021).
+`DegradeSettings` (configs/degrade_mixed.yaml) are the ranges to draw from; a `Degradation` is one draw: a list of steps
+with every number in it. Rounds of blur, resize, noise and JPEG follow Real-ESRGAN (Wang et al. 2021).
 Images: rgb_BCHW with B = 1, float32 in [0, 1], on the CPU. Axes: B batch, C channels, H height, W width.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from imaging.degrade_steps import Blur, GaussianNoise, Jpeg, PoissonNoise, Resize, ResizeMethod, Step
+from imaging.degrade.steps import Blur, GaussianNoise, Jpeg, PoissonNoise, Resize, ResizeMethod, Step
 from imaging.resize import downscale_8bit
 from imaging.settings import Settings
 
@@ -95,14 +95,14 @@ class DegradeSettings(Settings):
 
 
 class Degradation(Settings):
-    """What was done, complete: steps in order. No steps: the plain bicubic LR image of 8 bits."""
+    """Everything that was done: steps in order. No steps: the plain bicubic LR image of 8 bits."""
 
     scale: int
     steps: tuple[Step, ...] = ()
 
 
 def draw_degradation(settings: DegradeSettings, size: tuple[int, int], seed: int) -> Degradation:
-    """Settings, the HR image's (height, width) and a seed -> what shall be done; equal inputs give equal records."""
+    """Settings, the HR image's (height, width) and a seed -> the steps to apply; equal inputs give equal records."""
     height, width = size
     if height % settings.scale or width % settings.scale:
         raise ValueError(f"{height}x{width} is not a multiple of {settings.scale}: use crop_to_multiple first")
@@ -121,6 +121,7 @@ def draw_degradation(settings: DegradeSettings, size: tuple[int, int], seed: int
         steps += [*shrunk, *_noise(one.noise, chance)]
         if last:
             steps.append(Resize(height=target[0], width=target[1], method="bicubic"))
+        # JPEG after the last resize: real files were compressed at the size at which they are found.
         steps += _jpeg(one.jpeg, chance)
     return Degradation(scale=settings.scale, steps=tuple(steps))
 
@@ -148,7 +149,7 @@ def _blur(settings: BlurSettings, chance: np.random.Generator) -> list[Step]:
 def _resize(
     settings: ResizeSettings, now: tuple[int, int], target: tuple[int, int], chance: np.random.Generator
 ) -> list[Resize]:
-    """Never below the target: what is lost there, no later enlargement brings back."""
+    """Never below the target size: detail lost there cannot be learned back from the LR image."""
     if chance.random() >= settings.chance:
         return []
     factor = float(chance.uniform(*settings.factor))

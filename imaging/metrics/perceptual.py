@@ -65,23 +65,23 @@ def _centred(rgb_BCHW: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _model(path: Path, _modified: int) -> nn.Module:
-    import lpips  # takes a second and pulls in torchvision: only when a distance is asked for
+    import lpips  # takes a second and imports torchvision: only when a distance is computed
 
     weights = _trunk_weights(path)
-    # Its random start weights are replaced below; drawing them must not disturb anyone's random numbers.
+    # Its random initial weights are replaced below; drawing them must not advance the caller's random generator.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # lpips speaks torchvision's older dialect
+        warnings.simplefilter("ignore", UserWarning)  # lpips uses deprecated arguments of torchvision
         model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
     # lpips keeps AlexNet's `features.N` as `sliceS.N`: the layer number N finds the weights.
     own = model.net.state_dict()
-    wanted = {key: f"features.{key.split('.', 1)[1]}" for key in own}
-    missing = [name for name in wanted.values() if name not in weights]
-    unlike = [name for key, name in wanted.items() if name in weights and weights[name].shape != own[key].shape]
-    if missing or unlike:
+    trunk_keys = {key: f"features.{key.split('.', 1)[1]}" for key in own}
+    missing = [name for name in trunk_keys.values() if name not in weights]
+    differing = [name for key, name in trunk_keys.items() if name in weights and weights[name].shape != own[key].shape]
+    if missing or differing:
         raise Refusal(
-            f"is not an AlexNet trunk ({(missing + unlike)[0]} is missing or differs)", where=path, cure=_CURE
+            f"is not an AlexNet trunk ({(missing + differing)[0]} is missing or differs)", where=path, cure=_CURE
         )
-    model.net.load_state_dict({key: weights[name] for key, name in wanted.items()}, strict=True)
+    model.net.load_state_dict({key: weights[name] for key, name in trunk_keys.items()}, strict=True)
     return model.eval().requires_grad_(False)
 
 

@@ -2,7 +2,7 @@
 
 Rounded to 8 bits first (imaging.quantize), `border` pixels cut on all sides, then either luma (BT.601, 16..235, not
 rounded again) or RGB; all arithmetic in float64 on the 0..255 scale. Axes: B batch, C channels, H height, W width.
-LPIPS is in imaging/perceptual.py.
+LPIPS is in imaging/metrics/perceptual.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from imaging.refusal import Refusal
 
 Space = Literal["y", "rgb"]
 
-BORDER = 4
+BORDER = 4  # pixels: one LR pixel, which the literature leaves out at 4x
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
-_WINDOW, _SIGMA = 11, 1.5
+_WINDOW, _SIGMA = 11, 1.5  # with K1 = 0.01 and K2 = 0.03 those of the SSIM paper, as all published figures
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
