@@ -90,7 +90,7 @@ class FusionSR(nn.Module, HubModel):
         context_BDHW = self.context(evidence, bands, routing_BDHW, shared) if self.context is not None else None
         weights, parts, difficulty_B1HW = self._reweigh(evidence, shared, context_BDHW)
         parts |= self._restore(evidence, parts, context_BDHW, present)
-        weights, parts = self._believe(weights, parts, len(experts))
+        weights, parts = self._shrink(weights, parts, len(experts))
         return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, weights, difficulty_B1HW, parts)
 
     def _reweigh(
@@ -132,15 +132,15 @@ class FusionSR(nn.Module, HubModel):
             added["edges"] = self.edges(F.pixel_shuffle(evidence.base_BQHW + change_BQHW, SCALE))
         return added
 
-    def _believe(
+    def _shrink(
         self, change_BESHW: Tensor | None, parts: dict[str, Tensor], present: int
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The share of what was learned that held-out items say is right, with as many experts as there are."""
-        share = self.record.belief_in(present, len(self.settings.experts))
-        if share == 1:
+        """Change of weights and contributions times the shrinkage factor for as many experts as are present."""
+        factor = self.record.shrinkage_for(present, len(self.settings.experts))
+        if factor == 1:
             return change_BESHW, parts
-        scaled = {phase: share * part for phase, part in parts.items()}
-        return None if change_BESHW is None else share * change_BESHW, scaled
+        scaled = {phase: factor * part for phase, part in parts.items()}
+        return None if change_BESHW is None else factor * change_BESHW, scaled
 
     def _finish(
         self,
