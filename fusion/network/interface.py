@@ -53,7 +53,7 @@ class FusionOutput(NamedTuple):
 
     image_BCHW is base_BCHW plus the sum of `contributions`, phase by phase in the order of the dictionary.
     Each contribution has mean zero over every LR pixel's 4x4 square: whatever is learned, brightness is the base's.
-    gates_BEHW are the weights asked for at each pixel: they sum to 1 and start at the base's own (where the base weighs
+    gates_BEHW are the experts' weights at each pixel: they sum to 1 and start at the base's own (where the base weighs
     frequency bands apart, at its weights for the finest band; phase 5's weights of three scales enter as their mean).
     difficulty_B1HW is in [0, 1]; None when phase 6 is off.
     """
@@ -65,7 +65,7 @@ class FusionOutput(NamedTuple):
     contributions: dict[str, Tensor]
 
 
-SMALLEST = 8
+SMALLEST = 8  # LR pixels a side
 
 
 def check_inputs(

@@ -1,4 +1,4 @@
-"""LR image, experts' images and features -> one better image: the base plus what seven phases have learned to add.
+"""LR image, experts' images and features -> one better image: the base plus the contributions of seven learned phases.
 
 Axes: B batch, E experts present in the order of the call, C = 3 colours, Q = 48 unshuffled channels, S = 16 sub-pixels,
 D a phase's width; H and W of the LR image (times 4 for sr_BECHW and the output). Images are floats in [0, 1].
@@ -78,7 +78,7 @@ class FusionSR(nn.Module, HubModel):
         `experts` names the E axis of sr_BECHW: any non-empty subset of those the model knows, all of them by default.
         """
         experts, present = check_inputs(self.settings, lr_BCHW, sr_BECHW, feats, experts)
-        sr_BECHW = sr_BECHW.clamp(0, 1)  # as 8-bit caches hold them: running experts overshoot at sharp edges
+        sr_BECHW = sr_BECHW.clamp(0, 1)  # as in 8-bit caches: running experts overshoot at sharp edges
         base_BCHW = self.base(lr_BCHW, sr_BECHW, experts)
         if self.record.verdict == "base":
             return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, None, None, {})
@@ -152,7 +152,7 @@ class FusionSR(nn.Module, HubModel):
         difficulty_B1HW: Tensor | None,
         parts: dict[str, Tensor],
     ) -> FusionOutput:
-        """Base plus contributions, the promises kept where asked for, and the maps at the image's size."""
+        """Base plus contributions, the hard constraints where they are on, and the maps at the image's size."""
         contributions = {phase: F.pixel_shuffle(part, SCALE) for phase, part in parts.items()}
         image_BCHW = sum(contributions.values(), base_BCHW)
         image_BCHW = self.envelope(image_BCHW, sr_BECHW, base_BCHW) if self.envelope is not None else image_BCHW

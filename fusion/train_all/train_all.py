@@ -41,7 +41,7 @@ CONFIGS = tuple(CONFIGS / f"expert_{name}.yaml" for name in ("edsr_s", "msg", "f
 ON_GPU = ("data.patch=64", "data.workers=3")
 FUSION_NAME = "fusion"
 CLOSING_SECONDS = 5.0  # of each call, left for stopping what runs and copying the files
-LEAST_FUSION_SECONDS = 60.0  # with less left, the cache's extraction would not end within the call
+LEAST_FUSION_SECONDS = 60.0  # with less time left, no fusion is begun in this call
 
 
 class TrainAllPlan(Settings):

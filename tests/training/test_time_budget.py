@@ -149,7 +149,7 @@ def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatc
     model = load_model(out / "fusion.safetensors")
     assert model.settings.names == (STARTED, "bob")
     assert [slot.sha256 for slot in model.settings.experts] == [expert.identity.weights_sha256 for expert in experts]
-    # Steps of a millionth leave the weights where they started: one from its file, the other from its first weights.
+    # Steps of a millionth leave the weights where they started: one from its file, the other from its random ones.
     given, trained, other = (
         load_file(path) for path in (parts / "start/ann.safetensors", out / "ann.safetensors", out / "bob.safetensors")
     )

@@ -24,7 +24,7 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 
 class CLIP(nn.Module):
-    """Do the two images say the same? Both are resized to what the model expects."""
+    """Distance of meaning. Both images are resized to the model's input size."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

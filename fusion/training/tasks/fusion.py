@@ -21,7 +21,7 @@ from fusion.training.judge.scores import ScoreTable
 from fusion.training.judge.shrinkage import error_moments_of, fit_shrinkage, gain_db
 from fusion.training.sources.sampling import Purpose, draw
 from fusion.training.tasks.initial_statistics import initial_statistics_of
-from fusion.training.tasks.networks import first_weights_seed
+from fusion.training.tasks.networks import initial_weights_seed
 from fusion.training.tasks.pictures import fusion_pictures
 from fusion.training.tasks.task import Prediction
 from imaging.refusal import Refusal
@@ -64,7 +64,7 @@ class FusionTask:
         document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
         fusion = parse_settings(FusionSettings, document, where="network.settings")
         statistics = initial_statistics_of(source, settings.run) if base is None else None
-        torch.manual_seed(first_weights_seed(settings.network, settings.seed))
+        torch.manual_seed(initial_weights_seed(settings.network, settings.seed))
         self.network = FusionSR(fusion, statistics.base if statistics is not None else base)
         if statistics is not None:
             self.network.set_feature_moments(statistics.moments)
