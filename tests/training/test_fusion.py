@@ -87,7 +87,7 @@ def test_what_can_be_learned_passes_the_gate(striped, tmp_path):
     assert fused < base
 
 
-def test_one_expert_alone_is_believed_for_itself(striped, tmp_path):
+def test_one_expert_alone_has_its_own_shrinkage(striped, tmp_path):
     """With one expert the file adds the share that was fitted with one, on images of which each saw another expert."""
     data = {"cache": str(striped), "patch": 8, "batch": 8, "hold_out": 12}
     settings = fusion_settings(striped, tmp_path / "run", data=data, steps=20, optimizer={"lr": 3e-3})
