@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": ("fusion.evaluation.evaluate", "PSNR, SSIM and LPIPS of a folder of images"),
     "judge": ("fusion.evaluation.judge", "a trained fusion model against its experts on benchmark caches"),
     "ablate": ("fusion.evaluation.ablate", "train variants of a config under one budget and compare them"),
-    "train-all": ("fusion.train_all.train_all", "train all experts and their fusion within so many minutes"),
+    "train-all": ("fusion.train_all.train_all", "train all experts and their fusion within a time budget"),
     "doctor": ("fusion.evaluation.doctor", "check a model and print what it is made of"),
     "submit": ("fusion.inference.report.submission", "check a folder of outputs and pack it for a challenge"),
     "fit-budget": ("fusion.budget.fit", "learn from a cache which tiles are worth which experts"),
@@ -26,7 +26,7 @@ COMMANDS = {
     "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
     "calibrate-look": ("benchmarks.inference.calibrate_input_check", "measure when inputs are warned about"),
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),
-    "bench": ("benchmarks.fusion.step_cost", "measure what a training step costs against the seed's layout"),
+    "bench": ("benchmarks.fusion.step_cost", "measure what a training step costs against the original layout"),
 }
 
 

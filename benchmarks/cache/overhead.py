@@ -12,6 +12,7 @@ from cache_tools.write.extract import extract
 from cache_tools.write.load import load_source
 from cache_tools.write.pairs import find_sources
 from cache_tools.write.recipe import ExtractSettings
+from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +40,10 @@ def measure_overhead(work: Path, images: int, rounds: int) -> dict[str, Any]:
         begin = Overhead.now()
         report = extract(ExtractSettings(out=folder / f"cache{number}", hr=folder / "hr"), networks)
         whole.append(Overhead.since(begin))
-        assert len(report.made) == images
+        if len(report.made) != images:  # the time would be of another number of images
+            raise Refusal(
+                f"only {len(report.made)} of {images} images were extracted", where=folder, cure="see the log"
+            )
     return {
         "images": images,
         "lr_size": f"{_LR_SIZE}x{_LR_SIZE}",

@@ -59,7 +59,8 @@ def bench_training(
         begun = time.process_time()
         report = extract(ExtractSettings(out=place / "cache", hr=place / "hr"), experts)
         extraction = time.process_time() - begun
-        assert len(report.made) == images
+        if len(report.made) != images:
+            raise Refusal(f"only {len(report.made)} of {images} images were extracted", where=place, cure="see the log")
         sizes = {one.name: sum(p.numel() for p in one.network.parameters()) for one in experts}  # pyright: ignore[reportAttributeAccessIssue]
         del experts
         pace = _pace(place, files, config, patch=patch, batch=batch, steps=steps)
@@ -77,11 +78,18 @@ def bench_training(
 def write_network(name: str, folder: Path) -> Path:
     """A catalog expert at its published size with seeded random weights, as a plain file of tensors."""
     spec = built_in_catalog().get(name)
+    if spec.architecture not in _ARCHITECTURES:
+        raise Refusal(f"'{name}' has architecture {spec.architecture}", where="--training", cure=f"give {FULL_SIZE}")
     torch.manual_seed(0)
-    assert spec.architecture is not None
     network = _ARCHITECTURES[spec.architecture](**spec.hyperparameters)
     found = sum(p.numel() for p in network.parameters())
-    assert spec.parameters in (None, found), f"{name} has {found} parameters, published are {spec.parameters}"
+    # No assert: the record claims this size, also where Python runs with -O.
+    if spec.parameters not in (None, found):
+        raise Refusal(
+            f"has {found} parameters, published are {spec.parameters}",
+            where=f"expert {name}",
+            cure="correct the hyperparameters in experts/catalog.yaml",
+        )
     path = folder / f"{name}.safetensors"
     save_file({key: tensor.contiguous().clone() for key, tensor in network.state_dict().items()}, path)
     return path

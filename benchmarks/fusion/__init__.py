@@ -1,1 +1,1 @@
-"""A fusion training step: multiply-adds, time and memory against the seed's layout."""
+"""A fusion training step: multiply-adds, time and memory against the original layout."""

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from benchmarks.fusion.seed_layout import seed_of_size
+from benchmarks.fusion.original_layout import original_of_size
 from fusion.network import FusionSettings, FusionSR
 from fusion.network.attention import TokenAttention
 from fusion.network.settings import every_phase
@@ -25,7 +25,7 @@ from fusion.network.settings import every_phase
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Kind = Literal["default", "every phase", "seed"]
+Kind = Literal["default", "every phase", "original"]
 
 
 class Size(NamedTuple):
@@ -41,11 +41,11 @@ def build(kind: Kind, size: Size) -> Callable[[], Tensor]:
     torch.manual_seed(0)
     network = build_network(kind).to(size.device)
     lr_BCHW, sr_BECHW, feats = random_batch(FusionSettings(), size)
-    call = partial(network, lr_BCHW, sr_BECHW, list(feats.values()) if kind == "seed" else feats)
+    call = partial(network, lr_BCHW, sr_BECHW, list(feats.values()) if kind == "original" else feats)
 
     def step() -> Tensor:
         output = call()
-        image = output if kind == "seed" else output.image_BCHW
+        image = output if kind == "original" else output.image_BCHW
         network.zero_grad(set_to_none=True)
         loss = (image - 0.5).abs().mean()
         loss.backward()
@@ -55,14 +55,14 @@ def build(kind: Kind, size: Size) -> Callable[[], Tensor]:
 
 
 def build_network(kind: Kind) -> nn.Module:
-    """Ours at the default settings, ours with every phase on, or the seed's layout with as many parameters as that."""
+    """Ours at the default settings, ours with every phase on, or the original layout with as many parameters."""
     if kind == "default":
         return FusionSR()
     ours = FusionSR(every_phase())
     if kind == "every phase":
         return ours
     channels = [slot.channels for slot in ours.settings.experts]
-    return seed_of_size(channels, sum(p.numel() for p in ours.parameters()))
+    return original_of_size(channels, sum(p.numel() for p in ours.parameters()))
 
 
 def random_batch(settings: FusionSettings, size: Size) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -106,10 +106,10 @@ def seconds(step: Callable[[], Any], repeats: int, device: str) -> float:
     """The shortest of `repeats` steps after one that is not counted: processor time on a CPU, wall time elsewhere."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     taken = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + 1):  # the first also allocates and chooses kernels
         start = clock()
         step()
-        if device != "cpu":
+        if device != "cpu":  # kernels run asynchronously
             torch.cuda.synchronize()
         taken.append(clock() - start)
     return min(taken[1:])
@@ -147,7 +147,7 @@ def _resident(field: str) -> int | None:
 
 
 def phases(size: Size, repeats: int) -> list[dict[str, Any]]:
-    """Each phase alone, all switched on, forward and backward, on the inputs it really gets; attention inside too."""
+    """Each phase alone, all switched on, forward and backward, on the whole network's inputs; attention inside too."""
     torch.manual_seed(0)
     network = build_network("every phase").to(size.device)
     watched = dict(network.named_children())

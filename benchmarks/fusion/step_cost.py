@@ -1,4 +1,4 @@
-"""`python -m fusion bench`: the default network and the seed's layout -> what a training step costs, as a table."""
+"""`python -m fusion bench`: the default network and the original layout -> what a training step costs, as a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.fusion.measure import Kind, Size
 
-KINDS: tuple[Kind, ...] = ("default", "every phase", "seed")
+KINDS: tuple[Kind, ...] = ("default", "every phase", "original")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,9 +48,9 @@ def compare(size: Size, repeats: int) -> dict[str, Any]:
     networks = {kind: _network(kind, size, repeats) for kind in KINDS}
     costs = ("multiply_adds", "seconds", "peak_bytes")
     ratios = {
-        kind: {key: networks["seed"][key] / networks[kind][key] for key in costs if networks[kind][key]}
+        kind: {key: networks["original"][key] / networks[kind][key] for key in costs if networks[kind][key]}
         for kind in KINDS
-        if kind != "seed"
+        if kind != "original"
     }
     return {
         "batch": size.batch,
@@ -93,13 +93,13 @@ def as_markdown(report: dict[str, Any], command: str) -> str:
     titles = {
         "default": "this network, its default phases",
         "every phase": "this network, every phase on",
-        "seed": "the seed's layout",
+        "original": "the original layout",
     }
     lines += [_row(titles[kind], network, pixels) for kind, network in report["networks"].items()]
     for kind, ratios in report["ratios"].items():
         memory = f"{ratios['peak_bytes']:.1f}x" if "peak_bytes" in ratios else "-"
         macs, seconds = ratios["multiply_adds"], ratios["seconds"]
-        lines.append(f"| **seed / {kind}** | | **{macs:.1f}x** | | **{seconds:.1f}x** | **{memory}** |")
+        lines.append(f"| **original / {kind}** | | **{macs:.1f}x** | | **{seconds:.1f}x** | **{memory}** |")
     lines.append("")
     return "\n".join(lines + _where(report)) + "\n"
 

@@ -14,7 +14,7 @@ from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import CacheSource
 from fusion.training.tasks.fusion import FusionTask
-from fusion.training.tasks.initial_statistics import FILE as FITS
+from fusion.training.tasks.initial_statistics import FILE as STATISTICS_FILE
 from fusion.training.tasks.initial_statistics import initial_statistics_of
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
@@ -69,20 +69,20 @@ def variants_of(configured: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def with_the_same_images_held_out(settings: TrainSettings) -> TrainSettings:
-    """A variant's seed moves first weights and patches, not the images that it is judged by."""
+    """A variant's seed changes initial weights and patches, not the held-out images."""
     if settings.data.hold_out_seed is not None:
         return settings
     return settings.model_copy(update={"data": settings.data.model_copy(update={"hold_out_seed": settings.seed})})
 
 
 def run_variant(settings: TrainSettings, name: str, change: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train one variant in a folder of its own (or read what it came to), and return its row."""
+    """Train one variant in a folder of its own (or read its summary), and return its row."""
     network = settings.network.model_copy(update={"settings": merged(settings.network.settings, change)})
     run = settings.run / f"{name.replace(' ', '_')}-{seed}"
     variant = settings.model_copy(update={"network": network, "run": run, "seed": seed})
     summary_path = run / "summary.json"
-    if not (run / FITS).exists():  # the same for all: measured once
-        write_text(run / FITS, (settings.run / FITS).read_text(encoding="utf-8"))
+    if not (run / STATISTICS_FILE).exists():  # the same for all: measured once
+        write_text(run / STATISTICS_FILE, (settings.run / STATISTICS_FILE).read_text(encoding="utf-8"))
     if summary_path.exists():
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
     else:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from imaging.metrics import Space
 
 TEXTURE = "texture_gap"
-# Measure: (what the axis says, which end is better).
+# Measure: (the axis title, which end is better).
 _AXES = {
     "lpips": ("LPIPS", "lower is better"),
     "ntire": ("NTIRE perceptual score", "higher is better"),

@@ -1,4 +1,4 @@
-"""`python -m fusion doctor --model PATH|default`: a model -> parameters per phase, its base, and checks of its laws.
+"""`python -m fusion doctor --model PATH|default`: a model -> parameters per phase, base, invariants checked.
 
 Axes: B batch, E experts, C = 3 colours, H and W of the LR image.
 """
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def examine(model: FusionSR, name: str) -> dict[str, Any]:
-    """All there is to say about a model, as one document."""
+    """The full report, as one document."""
     phases, names = model.parameters_per_phase(), model.settings.names
     base = model.base.record
     return {
@@ -62,7 +62,7 @@ def examine(model: FusionSR, name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _checks(model: FusionSR) -> list[tuple[str, bool]]:
-    """The laws that hold for every model, on noise; and the one that holds before training."""
+    """The invariants of every model, on noise; and the one that holds before training."""
     names = model.settings.names
     checks = [("every weight is finite", all(bool(p.isfinite().all()) for p in model.parameters()))]
     for height, width in _SIZES:
@@ -75,8 +75,8 @@ def _checks(model: FusionSR) -> list[tuple[str, bool]]:
     for index, name in enumerate(names):
         alone = model(lr_BCHW, sr_BECHW[:, index : index + 1], feats, (name,))
         checks.append((f"{name} alone gives a finite image", bool(alone.image_BCHW.isfinite().all())))
-    promised = model.settings.envelope.enabled or model.settings.consistency.enabled
-    if model.record.verdict in ("untrained", "base") and not promised:
+    constrained = model.settings.envelope.enabled or model.settings.consistency.enabled
+    if model.record.verdict in ("untrained", "base") and not constrained:
         output = model(lr_BCHW, sr_BECHW, feats)
         checks.append(("the output is the base, bit for bit", torch.equal(output.image_BCHW, output.base_BCHW)))
     return checks

@@ -31,7 +31,7 @@ BY_BAND = "low | mid | high"
 LEAST_SQUARES, PER_BAND, MEAN = "least squares", "least squares per band", "mean"
 BACK_PROJECTED = "least squares, back-projected"
 ORACLES = ("oracle: expert per pixel", "oracle: expert per 8x8", "oracle: convex mix per 32x32")
-WORTH_DB, DROP_DB = 0.02, 0.005
+WORTH_DB, DROP_DB = 0.02, 0.005  # from this gain on fusion is worth it; below this loss an expert may be dropped
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ def without_each(record: BaseRecord) -> dict[str, float]:
 
 
 def correlation(record: BaseRecord) -> list[list[float]]:
-    """How alike the experts' errors are: 1 means that they always err together."""
+    """Correlation of the experts' errors: 1 where they are proportional."""
     gram_EE = _error_products(record, record.experts)
     size_E = np.sqrt(np.diag(gram_EE))
     return [[round(float(value), 4) for value in row] for row in gram_EE / np.outer(size_E, size_E)]
 
 
 def verdict(table: ScoreTable, experts: Sequence[str], without: dict[str, float]) -> str:
-    """A plain sentence: is fusion worth it, and who may go."""
+    """One sentence: whether fusion is worth it, and which experts may be dropped."""
     psnr = {row: table.mean(row)[0] for row in table.rows}
     best = max(experts, key=psnr.__getitem__)
     gain, mix = psnr[LEAST_SQUARES] - psnr[best], psnr[ORACLES[2]] - psnr[LEAST_SQUARES]

@@ -1,4 +1,4 @@
-"""`python -m fusion judge MODEL CACHE...`: a trained fusion model on images it has never seen -> is it worth having?
+"""`python -m fusion judge MODEL CACHE...`: a fusion model on benchmark caches -> scores, gains over its experts.
 
 Each cache holds a benchmark's images, run through the model's experts. Axes: B batch, E experts, C = 3, H and W (HR).
 """
@@ -84,7 +84,7 @@ def against(table: ScoreTable, rival: str) -> GateDecision:
 
 
 def as_text(name: str, table: ScoreTable, experts: Sequence[str]) -> str:
-    """The scores, and how sure the differences are."""
+    """The scores, and the differences with their intervals."""
     lines = [f"{name}:", table.text(FUSED), ""]
     for rival in rivals(table, experts):
         verdict = against(table, rival)

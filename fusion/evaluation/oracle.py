@@ -1,4 +1,4 @@
-"""Experts' images and the truth -> what choosing or mixing with knowledge of the truth would reach: upper bounds.
+"""Experts' images and the truth -> the best selection or mixture of experts given the truth: upper bounds.
 
 Legend: E experts, C = 3 colours, H and W height and width (HR), N windows, M pixels of a window.
 """

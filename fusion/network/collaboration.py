@@ -1,6 +1,6 @@
 """Phase 4. Experts' features and differences -> tokens, a consensus, and a zero-sum modulation of the experts.
 
-Every expert's token is made of what its picture says against the base and, where it has features, of those. Absent
+Every expert's token is made of its image's difference from the base and, where it has features, of those. Absent
 experts have no token at all. Axes: B batch, E experts present, D width, Q = 48 unshuffled channels, S = 16 sub-pixels,
 C an expert's feature channels, H and W of the LR image.
 """
@@ -34,7 +34,7 @@ class Collaboration(NamedTuple):
 
 
 class ExpertTokens(nn.Module):
-    """Features by a 1x1 of the expert's own, plus differences by a shared 1x1, plus who it is."""
+    """Features by a 1x1 of the expert's own, plus differences by a shared 1x1, plus a learned identity."""
 
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ExpertTokens(nn.Module):
         return self.norm(token_BDHW) + self.identity_ED[index][:, None, None]
 
     def unused(self, evidence: Evidence, feats: Mapping[str, Tensor]) -> Tensor:
-        """Zero, made of the projections this batch did not use: distributed training wants a gradient for each."""
+        """Zero times the projections this batch did not use: DDP needs a gradient for each."""
         zero = self.identity_ED.new_zeros(())
         for index, (name, layer) in enumerate(zip(self.names, self.project, strict=True)):
             if index not in evidence.indices or name not in feats:
@@ -71,7 +71,7 @@ class ExpertTokens(nn.Module):
 
 
 class CollaborativeFeatures(nn.Module):
-    """Experts attend to each other at every pixel; their mean, refined and seen far, is the consensus."""
+    """Experts attend to each other at every pixel; their mean, refined over a large neighbourhood, is the consensus."""
 
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fused image (B, 3, 4H, 4W) -> the nearest one that keeps a promise: fits its LR image, stays among the experts.
+"""Fused image (B, 3, 4H, 4W) -> the nearest one with the right downscale, or within the experts' range.
 
 Axes: B batch, E experts, C = 3, H and W of the LR image, O output and I input pixels along one axis.
 """
@@ -39,10 +39,10 @@ class LRConsistency(nn.Module):
             return image_BCHW + up_rows @ excess @ up_columns.mT
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=16)  # tiles have few sizes, and each pseudo-inverse is an SVD
 def _inverse(side: int) -> Tensor:
     """Pseudo-inverse (4 side, side), float64, of the downscale along one axis."""
-    # Column j of the matrix is the downscale of an image whose row j alone is lit.
+    # Column j of the matrix is the downscale of an image that is 1 in row j and 0 elsewhere.
     lit = torch.eye(SCALE * side, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, SCALE)
     matrix_OI = downscale(lit, SCALE)[:, 0, :, 0].T
     return torch.linalg.pinv(matrix_OI)

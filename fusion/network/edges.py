@@ -47,7 +47,7 @@ class EdgeLevel(nn.Module):
 
 
 class LaplacianEdges(nn.Module):
-    """Sum over levels of the refinements, times a learned strength; like 7a it cannot brighten."""
+    """Sum over levels of the refinements, times a learned strength; like 7a it cannot change brightness."""
 
     def __init__(self, settings: EdgesSettings) -> None:
         super().__init__()

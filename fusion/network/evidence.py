@@ -1,4 +1,4 @@
-"""The base and the experts' images -> what all later phases read: images unshuffled to LR size, and one context map.
+"""The base and the experts' images -> the input of all later phases: images unshuffled to LR size, and one context map.
 
 Axes: B batch, E experts present, C = 3 colours, D width, Q = 48 unshuffled channels, H and W of the LR image (times 4
 for HR).
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from fusion.network.collaboration import Collaboration
     from fusion.network.settings import FusionSettings
 
-DIFFERENCE_GAIN = 10.0  # experts differ by a few grey levels: without this the networks hardly see it
+DIFFERENCE_GAIN = 10.0  # experts differ by a few grey levels of [0, 1]: brings them to the range of the other inputs
 
 
 class Evidence(NamedTuple):
     """Inputs of the phases, all at LR size.
 
-    lr_BCHW and base_BQHW in [0, 1]; diff_BEQHW = expert - base, unscaled, what weights are applied to;
+    lr_BCHW and base_BQHW in [0, 1]; diff_BEQHW = expert - base, unscaled, what weights multiply;
     seen_BEQHW = the same times DIFFERENCE_GAIN, what networks read; spread_BQHW its mean magnitude over experts;
     indices: the present experts' places in the model.
     """
@@ -72,7 +72,7 @@ class Context(nn.Module):
     def forward(
         self, evidence: Evidence, bands: Bands | None, routing_BDHW: Tensor | None, shared: Collaboration | None
     ) -> Tensor:
-        """Whatever there is -> (B, D, H, W)."""
+        """Evidence and the results of those phases that are on -> (B, D, H, W)."""
         parts = [evidence.lr_BCHW, evidence.spread_BQHW]
         parts += [bands.guidance_BGHW] if bands is not None else []
         parts += [routing_BDHW] if routing_BDHW is not None else []

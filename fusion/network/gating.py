@@ -1,4 +1,4 @@
-"""Phase 6. Evidence, context and tokens -> how hard each pixel is, and how far its weights leave the base.
+"""Phase 6. Evidence, context and tokens -> the difficulty of each pixel, and the change of its weights from the base's.
 
 The weights move in affine space, base + zero-sum change: base weights may be negative, and 0 and 1 can be reached.
 Axes: B batch, E experts present, D width, S = 16 sub-pixels, H and W of the LR image.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fusion.network.evidence import Evidence
     from fusion.network.settings import FusionSettings
 
-_EASY, _HARDER = 0.3, 0.4  # a change counts 0.3 on the easiest pixels and 0.7 on the hardest
+_EASY, _HARDER = 0.3, 0.4  # a change is multiplied by 0.3 where difficulty is 0 and by 0.7 where it is 1
 
 
 class Difficulty(nn.Module):
@@ -43,7 +43,7 @@ class Difficulty(nn.Module):
 
 
 class DynamicGates(nn.Module):
-    """Per expert: its differences, its token and who it is, together with the context -> its raw gate."""
+    """Per expert: its differences, its token and its identity, with the context -> its raw gate."""
 
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class DynamicGates(nn.Module):
         hidden = self.from_difference(evidence.seen_BEQHW.flatten(0, 1))
         if self.from_token is not None and tokens_BEDHW is not None:
             hidden = hidden + self.from_token(tokens_BEDHW.flatten(0, 1))
-        who_ED = torch.stack([self.identity_ED[index] for index in evidence.indices])
+        identity_ED = torch.stack([self.identity_ED[index] for index in evidence.indices])
         hidden_BEDHW = hidden.unflatten(0, (batch, -1)) + self.from_context(context_BDHW).unsqueeze(1)
-        hidden = F.gelu(hidden_BEDHW + who_ED[:, :, None, None]).flatten(0, 1)
+        hidden = F.gelu(hidden_BEDHW + identity_ED[:, :, None, None]).flatten(0, 1)
         raw_BESHW = self.raw(F.gelu(self.near(hidden))).unflatten(0, (batch, -1))
         difficulty_B1HW = self.difficulty(evidence)
         strength_B11HW = self.temperature * (_EASY + _HARDER * difficulty_B1HW).unsqueeze(1)

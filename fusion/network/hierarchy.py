@@ -1,9 +1,9 @@
 """Phase 5. Experts' differences at 1x, 2x and 4x LR size, and the context -> a progressive fusion, blended.
 
 All three scales are computed at LR size: a scale of s pixels per LR pixel becomes s*s channels. Each weighs the band of
-the differences that is new at its scale, and hands its features on. A second opinion weighs whole differences by the
-frequency-guided context. Axes: B batch, E experts present, C = 3, s scale, S = s*s sub-pixels, Q = 48, D width,
-H and W of the LR image.
+the differences that is new at its scale, and hands its features on. A second set of weights, from the frequency-guided
+context alone, weighs whole differences.
+Axes: B batch, E experts present, C = 3, s scale, S = s*s sub-pixels, Q = 48, D width, H and W of the LR image.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class FrequencyGuide(nn.Module):
 
 
 class HierarchicalFusion(nn.Module):
-    """Coarse to fine, blended with the frequency-guided opinion by a learned share that starts at 70/30."""
+    """Coarse to fine, blended with the frequency-guided weights by a learned share that starts at 70/30."""
 
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
@@ -26,13 +26,14 @@ class TrainingRecord(Settings):
     """Where the weights come from, and the verdict of the do-no-harm gate.
 
     `verdict` is "base" where the fused image did not beat the base on held-out items: such a model gives the base.
-    `belief` is the share of every contribution that is added, fitted on held-out items, with all experts there;
-    `fewer[n - 1]` that with n of them, 0 where no share of it helped. `gain_db` is fused minus base
-    on others, with the ends of its bootstrap interval.
+    `shrinkage` is the factor in [0, 1] that every contribution is multiplied by when all experts are present, fitted on
+    held-out items; `fewer[n - 1]` is the factor for n of them, 0 where no factor improved the image. `gain_db` is fused
+    minus base on other held-out items, with the ends of its bootstrap interval.
     """
 
     verdict: Literal["untrained", "fused", "base"] = "untrained"
-    belief: float = Field(default=1.0, ge=0, le=1)
+    # Files written before 0.2.0 call it `belief`; new ones hold `shrinkage` alone.
+    shrinkage: float = Field(default=1.0, validation_alias=AliasChoices("shrinkage", "belief"), ge=0, le=1)
     fewer: tuple[float, ...] = ()
     steps: int = 0
     gain_db: float | None = None
@@ -42,9 +43,9 @@ class TrainingRecord(Settings):
     data: str = ""
     details: dict[str, Any] = {}
 
-    def belief_in(self, present: int, known: int) -> float:
-        """The share for as many experts as are present, of all the model knows."""
-        return self.fewer[present - 1] if present < known and self.fewer else self.belief
+    def shrinkage_for(self, present: int, known: int) -> float:
+        """The factor for `present` of the `known` experts of the model."""
+        return self.fewer[present - 1] if present < known and self.fewer else self.shrinkage
 
 
 class FusionOutput(NamedTuple):
@@ -52,7 +53,7 @@ class FusionOutput(NamedTuple):
 
     image_BCHW is base_BCHW plus the sum of `contributions`, phase by phase in the order of the dictionary.
     Each contribution has mean zero over every LR pixel's 4x4 square: whatever is learned, brightness is the base's.
-    gates_BEHW are the weights asked for at each pixel: they sum to 1 and start at the base's own (where the base weighs
+    gates_BEHW are the experts' weights at each pixel: they sum to 1 and start at the base's own (where the base weighs
     frequency bands apart, at its weights for the finest band; phase 5's weights of three scales enter as their mean).
     difficulty_B1HW is in [0, 1]; None when phase 6 is off.
     """
@@ -64,7 +65,7 @@ class FusionOutput(NamedTuple):
     contributions: dict[str, Tensor]
 
 
-SMALLEST = 8
+SMALLEST = 8  # LR pixels a side
 
 
 def check_inputs(

@@ -1,4 +1,4 @@
-"""LR image, experts' images and features -> one better image: the base plus what seven phases have learned to add.
+"""LR image, experts' images and features -> one better image: the base plus the contributions of seven learned phases.
 
 Axes: B batch, E experts present in the order of the call, C = 3 colours, Q = 48 unshuffled channels, S = 16 sub-pixels,
 D a phase's width; H and W of the LR image (times 4 for sr_BECHW and the output). Images are floats in [0, 1].
@@ -79,7 +79,7 @@ class FusionSR(nn.Module, HubModel):
         `experts` names the E axis of sr_BECHW: any non-empty subset of those the model knows, all of them by default.
         """
         experts, present = check_inputs(self.settings, lr_BCHW, sr_BECHW, feats, experts)
-        sr_BECHW = sr_BECHW.clamp(0, 1)  # as 8-bit caches hold them: running experts overshoot at sharp edges
+        sr_BECHW = sr_BECHW.clamp(0, 1)  # as in 8-bit caches: running experts overshoot at sharp edges
         base_BCHW = self.base(lr_BCHW, sr_BECHW, experts)
         if self.record.verdict == "base":
             return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, None, None, {})
@@ -91,7 +91,7 @@ class FusionSR(nn.Module, HubModel):
         context_BDHW = self.context(evidence, bands, routing_BDHW, shared) if self.context is not None else None
         weights, parts, difficulty_B1HW = self._reweigh(evidence, shared, context_BDHW)
         parts |= self._restore(evidence, parts, context_BDHW, present)
-        weights, parts = self._believe(weights, parts, len(experts))
+        weights, parts = self._shrink(weights, parts, len(experts))
         return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, weights, difficulty_B1HW, parts)
 
     def _reweigh(
@@ -133,15 +133,15 @@ class FusionSR(nn.Module, HubModel):
             added["edges"] = self.edges(F.pixel_shuffle(evidence.base_BQHW + change_BQHW, SCALE))
         return added
 
-    def _believe(
+    def _shrink(
         self, change_BESHW: Tensor | None, parts: dict[str, Tensor], present: int
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The share of what was learned that held-out items say is right, with as many experts as there are."""
-        share = self.record.belief_in(present, len(self.settings.experts))
-        if share == 1:
+        """Change of weights and contributions times the shrinkage factor for as many experts as are present."""
+        factor = self.record.shrinkage_for(present, len(self.settings.experts))
+        if factor == 1:
             return change_BESHW, parts
-        scaled = {phase: share * part for phase, part in parts.items()}
-        return None if change_BESHW is None else share * change_BESHW, scaled
+        scaled = {phase: factor * part for phase, part in parts.items()}
+        return None if change_BESHW is None else factor * change_BESHW, scaled
 
     def _finish(
         self,
@@ -153,7 +153,7 @@ class FusionSR(nn.Module, HubModel):
         difficulty_B1HW: Tensor | None,
         parts: dict[str, Tensor],
     ) -> FusionOutput:
-        """Base plus contributions, the promises kept where asked for, and the maps at the image's size."""
+        """Base plus contributions, the hard constraints where they are on, and the maps at the image's size."""
         contributions = {phase: F.pixel_shuffle(part, SCALE) for phase, part in parts.items()}
         image_BCHW = sum(contributions.values(), base_BCHW)
         image_BCHW = self.envelope(image_BCHW, sr_BECHW, base_BCHW) if self.envelope is not None else image_BCHW

@@ -1,4 +1,4 @@
-"""Small pieces that several phases share: zero starts, expert selection, zero-sum weights, norms, pixel shuffles.
+"""Pieces that several phases share: zero initialisation, expert selection, zero-sum weights, norms, pixel shuffles.
 
 Axes: B batch, E experts present, C = 3 colours, S = 16 sub-pixels of an LR pixel, Q = 3 x 16 = 48 unshuffled channels,
 D a phase's width, H and W of the LR image.
@@ -18,7 +18,7 @@ UNSHUFFLED = 3 * SUBPIXELS
 
 
 def zero_start(layer: nn.Conv2d) -> nn.Conv2d:
-    """Make a last layer say nothing until it is trained."""
+    """Zero weights and bias: the phase's output is zero until it is trained."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Standardize(nn.Module):
     """Fixed mean and spread per channel, measured once on training data.
 
-    A norm at every pixel would level what is faint with what is strong, and strength is what a detail is made of.
+    A norm at every pixel would remove the amplitude of details, which is information: it would equalize weak and strong
+    ones.
     """
 
     mean_C: Tensor
@@ -44,7 +45,7 @@ class Standardize(nn.Module):
 
 
 class FeatureSum(nn.Module):
-    """Reads whatever features there are; experts that are absent or have none say nothing."""
+    """Sum of the projected features; the terms of experts that are absent or have none are zero."""
 
     def __init__(self, settings: FusionSettings, width: int) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class FeatureSum(nn.Module):
             layers = self.project[_key(index)]
             if index in evidence.indices and name in feats:
                 total = total + layers(feats[name].to(evidence.lr_BCHW.dtype))
-            else:  # distributed training wants a gradient for every parameter
+            else:  # DDP needs a gradient for every parameter
                 total = total + sum(0 * parameter.sum() for parameter in layers.parameters())
         return total
 
@@ -84,7 +85,7 @@ def _key(index: int) -> str:
 
 
 class Refinement(nn.Module):
-    """In, down, two layers at half size, up and join, blocks, out: the seed's depth at a fraction of the cost."""
+    """In, down, two layers at half size, up and join, blocks, out: the original depth at a fraction of the cost."""
 
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
@@ -104,16 +105,16 @@ class Refinement(nn.Module):
     def forward(
         self, evidence: Evidence, change_BQHW: Tensor, context_BDHW: Tensor, feats: Mapping[str, Tensor]
     ) -> Tensor:
-        """The evidence, what phases 4 to 6 added, the context, features by name -> residual (B, Q, H, W)."""
-        x_BDHW = self.take_in(evidence, change_BQHW, context_BDHW, feats)
-        x_BDHW = x_BDHW + F.gelu(self.join(x_BDHW + self.look_around(x_BDHW)))
+        """The evidence, the sum of phases 4 to 6, the context, features by name -> residual (B, Q, H, W)."""
+        x_BDHW = self.read_inputs(evidence, change_BQHW, context_BDHW, feats)
+        x_BDHW = x_BDHW + F.gelu(self.join(x_BDHW + self.half_size(x_BDHW)))
         x_BDHW = self.blocks(x_BDHW)
         return self.scale * zero_mean_per_pixel(at_least_float32(self.out(x_BDHW)))
 
-    def take_in(
+    def read_inputs(
         self, evidence: Evidence, change_BQHW: Tensor, context_BDHW: Tensor, feats: Mapping[str, Tensor]
     ) -> Tensor:
-        """All that is known of a pixel -> (B, D, H, W)."""
+        """The first layer: all inputs of a pixel -> (B, D, H, W)."""
         detail_BQHW = evidence.detail()
         x_BDHW = self.read(torch.cat([detail_BQHW, change_BQHW, context_BDHW.to(detail_BQHW.dtype)], dim=1))
         if self.differences is not None and self.features is not None:
@@ -121,10 +122,11 @@ class Refinement(nn.Module):
             x_BDHW = x_BDHW + self.features(evidence, feats)
         return x_BDHW
 
-    def look_around(self, x_BDHW: Tensor) -> Tensor:
-        """(B, D, H, W) -> the same, seen at half size."""
+    def half_size(self, x_BDHW: Tensor) -> Tensor:
+        """(B, D, H, W) -> the same shape, through two layers at half size."""
         y = F.gelu(self.down(x_BDHW))
         y = y + F.gelu(self.deep(y))
         y = y + F.gelu(self.deeper(y))
         height, width = x_BDHW.shape[-2:]
+        # Nearest neighbour, cut to size where a side is odd.
         return y.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[..., :height, :width]

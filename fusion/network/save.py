@@ -56,7 +56,7 @@ def save_model(model: FusionSR, path: Path) -> None:
 
 
 def load_model(path: Path) -> FusionSR:
-    """A file, or a folder with `model.safetensors` -> the model in eval mode. Anything amiss is refused."""
+    """A file, or a folder with `model.safetensors` -> the model in eval mode. An invalid file is refused."""
     from fusion.network.network import FusionSR  # the model knows how to load itself: a circle if imported above
 
     path = path / FILE_NAME if path.is_dir() else path

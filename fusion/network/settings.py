@@ -111,9 +111,9 @@ class EnvelopeSettings(Settings):
 
 
 class FusionSettings(Settings):
-    """The whole network. A phase that is off has no parameters; so has one whose result nobody would use.
+    """The whole network. A phase that is off has no parameters; neither has one whose result no other phase reads.
 
-    On by default are those that pay (docs/results/fusion-experiments.md); naming another phase switches it on.
+    On by default are those worth their cost (docs/results/fusion-experiments.md); naming another switches it on.
     """
 
     experts: tuple[ExpertSlot, ...] = Field(default=REFERENCE_EXPERTS, min_length=1)
@@ -145,12 +145,12 @@ class FusionSettings(Settings):
 
     @property
     def guided(self) -> bool:
-        """Is there a phase that listens to the guidance of phases 2 and 3?"""
+        """Whether a phase is on that reads the guidance of phases 2 and 3."""
         return self.hierarchy.enabled or self.gating.enabled or self.refine.enabled
 
     @property
     def has_bands(self) -> bool:
-        """Phase 2 is built: switched on, and somebody listens."""
+        """Phase 2 is built: it is on, and another phase reads its result."""
         return self.bands.enabled and self.guided
 
     @property
@@ -182,7 +182,7 @@ class FusionSettings(Settings):
 
 
 def every_phase() -> FusionSettings:
-    """All of the seed's phases on, for the reference experts: configs/fusion_x4_full.yaml."""
+    """All phases of the original layout on, for the reference experts: configs/fusion_x4_full.yaml."""
     return FusionSettings(
         bands=BandsSettings(),
         cross_band=CrossBandSettings(),

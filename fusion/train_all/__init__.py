@@ -1,1 +1,1 @@
-"""Many runs within a given number of minutes -> the best file of each in one folder."""
+"""Many training runs within a time budget -> the best file of each in one folder."""

@@ -1,4 +1,4 @@
-"""Runs of train.py, over or not -> the best file of each in one folder, with a report."""
+"""Runs of train.py, finished or not -> the best file of each in one folder, with a report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One run of train.py: its name, its words, its folder, and the name of the file it ends in."""
+    """One run of train.py: its name, its arguments, its folder, and the name of the file it ends in."""
 
     name: str
     words: tuple[str, ...]
@@ -29,13 +29,13 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What came of it, once it is over."""
+        """Its summary, once it is finished."""
         path = self.folder / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @property
     def finished(self) -> Path | None:
-        """The file, once the run is over."""
+        """The model's file, once the run is finished."""
         return self.folder / f"{self.model}.safetensors" if self.summary else None
 
     @property
@@ -46,15 +46,15 @@ class Run:
 
 
 def score_of(file: Path) -> float:
-    """The Y-PSNR that stands in the header of a `best/` file, of an expert or of a fusion."""
+    """The Y-PSNR in the header of a `best/` file, of an expert or of a fusion."""
     with safe_open(file, framework="pt") as stream:
         header = stream.metadata()
-    told = json.loads(header["provenance"]) if "provenance" in header else json.loads(header["training"])["details"]
-    return float(told["psnr_y"])
+    details = json.loads(header["provenance"]) if "provenance" in header else json.loads(header["training"])["details"]
+    return float(details["psnr_y"])
 
 
 def collect(runs: Sequence[Run], troubles: Mapping[str, str], out: Path) -> dict[str, Any]:
-    """Copy each run's file, or the best so far of one that is not over, and say which is which and what went wrong."""
+    """Copy each run's file, or the best so far of an unfinished one, and report which is which and what failed."""
     report: dict[str, Any] = {}
     for one in runs:
         best = one.best

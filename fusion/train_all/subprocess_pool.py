@@ -1,4 +1,4 @@
-"""Commands and a deadline -> how each ended; so many run side by side, each with a log of its own."""
+"""Commands and a deadline -> how each ended; `at_once` of them run side by side, each with a log of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KILL_AFTER = 10.0  # seconds between asking to end and ending
 
 @dataclass(frozen=True)
 class Ended:
-    """`code` is None for what the deadline stopped; `output` is what it printed; `trouble` why it failed, if it did."""
+    """`code` is None where the deadline stopped it; `output` is its stdout; `trouble` the reason where it failed."""
 
     code: int | None
     seconds: float
@@ -49,23 +49,24 @@ def run_subprocesses(
             while waiting and len(running) < at_once and not late:
                 name = next(iter(waiting))
                 running[name] = _begin(waiting.pop(name), folder, name, at_once)
-            for name, child in list(running.items()):
-                if child.process.poll() is not None:
+            for name, one in list(running.items()):
+                if one.process.poll() is not None:
                     ended[name] = _finished(name, running.pop(name), folder)
-            if late:
+            if late:  # what still runs is ended below
                 break
             time.sleep(0.1)
     finally:
-        _end([child.process for child in running.values()])
-        for child in running.values():
-            child.log.close()
-    stopped = {name: time.monotonic() - child.begun for name, child in running.items()}
+        _end([one.process for one in running.values()])
+        for one in running.values():
+            one.log.close()
+    stopped = {name: time.monotonic() - one.begun for name, one in running.items()}
     ended |= {name: Ended(None, seconds) for name, seconds in stopped.items()}
     return ended | {name: Ended(None, 0.0) for name in waiting}
 
 
 def _begin(command: Sequence[str], folder: Path, name: str, at_once: int) -> _Running:
     threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    # PyTorch takes every core by default: side by side, processes would fight for them.
     shared_out = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     errors, output = (folder / f"{name}.log").open("ab"), folder / f"{name}.out"
     with output.open("wb") as stdout:
@@ -73,13 +74,13 @@ def _begin(command: Sequence[str], folder: Path, name: str, at_once: int) -> _Ru
     return _Running(process, time.monotonic(), errors, output)
 
 
-def _finished(name: str, child: _Running, folder: Path) -> Ended:
-    child.log.close()
-    code, seconds = child.process.returncode, time.monotonic() - child.begun
+def _finished(name: str, ended: _Running, folder: Path) -> Ended:
+    ended.log.close()
+    code, seconds = ended.process.returncode, time.monotonic() - ended.begun
     if code == 0:
-        return Ended(code, seconds, child.output.read_text(encoding="utf-8"))
+        return Ended(code, seconds, ended.output.read_text(encoding="utf-8"))
     path = folder / f"{name}.log"
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
     log.warning("%s ended with code %d: %s (%s)", name, code, lines[-1], path)
     return Ended(code, seconds, trouble=lines[-1])
 

@@ -1,4 +1,4 @@
-"""Minutes and what a probe measured -> how many steps fit, and how often to validate and save within them."""
+"""A time budget and a probe's timings -> how many steps fit, and how often to validate and save within them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from imaging.settings import Settings
 if TYPE_CHECKING:
     from fusion.training.dry_run import Probe
 
-SPARE = 0.05  # of the time: machines slow down, disks get busy
+SPARE = 0.05  # of the time: a busy machine is slower than it was when it was probed
 VALIDATIONS = 8  # within a run, and one at its end
 SAVE_SECONDS = 20.0  # no more than this is lost when a run is stopped
-LEAST_STEPS = 10
+LEAST_STEPS = 10  # fewer train nothing: better to refuse
 
 
 class StepPlan(Settings):
-    """What a run is told so that it ends in time."""
+    """The settings that make a run end in time."""
 
     steps: int
     validate_every: int
@@ -40,8 +40,8 @@ def plan_steps(seconds: float, probe: Probe, *, begin: float, calls: int, most: 
     if steps < LEAST_STEPS:
         needed = (seconds - left + LEAST_STEPS * probe.step) / 60
         raise Refusal(
-            f"{seconds / 60:.1f} minutes hold no run: beginning takes {begin:.0f} s, a step {probe.step:.2f} s, a "
-            f"validation {probe.validation:.1f} s",
+            f"{seconds / 60:.1f} minutes are too few for a run: beginning takes {begin:.0f} s, "
+            f"a step {probe.step:.2f} s, a validation {probe.validation:.1f} s",
             where="--minutes",
             cure=f"give at least {math.ceil(10 * needed) / 10} minutes for each run, or hold fewer images out",
         )

@@ -1,7 +1,7 @@
-"""`python -m fusion train-all`: configs of experts, images, minutes -> all trained within them, the files to take home.
+"""`python -m fusion train-all`: experts' configs, images, minutes -> all trained in that time.
 
-For a machine that is lent for a short while: it measures how fast each expert steps there, plans how many steps fit,
-trains side by side from the files that are there already, and goes on where an earlier call of the same words was
+For a machine that is available for a short while: it times each expert's steps there, plans how many fit the budget,
+trains side by side from the weights that exist already, and resumes where an earlier call with the same arguments was
 stopped. Where time is left, the experts' cache is extracted and their fusion trained.
 """
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CONFIGS = tuple(CONFIGS / f"expert_{name}.yaml" for name in ("edsr_s", "msg", "freqnet", "ssm"))
-# What a GPU takes with ease: larger patches, and crops made by processes of their own.
+# A GPU needs larger patches to be busy, and crops cut by other processes to be kept so.
 ON_GPU = ("data.patch=64", "data.workers=3")
 FUSION_NAME = "fusion"
-CLOSING_SECONDS = 5.0  # of each call, to stop what runs and copy the files
-LEAST_FUSION_SECONDS = 60.0
+CLOSING_SECONDS = 5.0  # of each call, left for stopping what runs and copying the files
+LEAST_FUSION_SECONDS = 60.0  # with less time left, no fusion is begun in this call
 
 
 class TrainAllPlan(Settings):
-    """What is remembered between calls: the words they must share, the seconds used up, the steps of each run."""
+    """Kept between calls: the arguments they must share, the seconds used up, the steps of each run."""
 
     minutes: float
     words: tuple[str, ...]
@@ -53,13 +53,13 @@ class TrainAllPlan(Settings):
 
 
 class Session:
-    """One call: its clock, what earlier calls have planned, and what went wrong in this one."""
+    """One call: its clock, the plan of earlier calls, and the failures of this one."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.begun, self.options = time.monotonic(), options
         self.troubles: dict[str, str] = {}
-        # What may not change between calls, or runs would refuse to go on.
-        words = [*options.configs, options.start, options.fusion, *options.fusion_set, *options.overrides]
+        # What may not change between calls, or the runs would refuse to resume.
+        words = [*options.configs, options.initial_weights, options.fusion, *options.fusion_set, *options.overrides]
         words += ["--dihedral"] if options.dihedral else []
         self._file = options.work / "plan.json"
         self.plan = TrainAllPlan(minutes=options.minutes, words=tuple(str(word) for word in words))
@@ -68,7 +68,7 @@ class Session:
                 TrainAllPlan, json.loads(self._file.read_text(encoding="utf-8")), where=str(self._file)
             )
             if (before.minutes, before.words) != (self.plan.minutes, self.plan.words):
-                raise Refusal("was planned with other words", where=self._file, cure="repeat them, or give --work")
+                raise Refusal("was planned with other settings", where=self._file, cure="repeat them, or give --work")
             self.plan = before
         self.call_seconds = 60 * (options.slice or options.minutes)
         self.deadline = self.begun + min(self.call_seconds, self.left) - CLOSING_SECONDS
@@ -90,8 +90,8 @@ class Session:
     def _write(self, plan: TrainAllPlan) -> None:
         write_text(self._file, plan.model_dump_json(indent=2) + "\n")
 
-    def children(self, commands: dict[str, list[str]], at_once: int) -> dict[str, Ended]:
-        """Run commands until this call's deadline; what fails is noted, and the others go on."""
+    def run_pool(self, commands: dict[str, list[str]], at_once: int) -> dict[str, Ended]:
+        """Run commands until this call's deadline; a failure is recorded and does not stop the others."""
         ended = run_subprocesses(commands, folder=self.options.work, at_once=at_once, deadline=self.deadline)
         self.troubles |= {name.partition(".")[0]: one.trouble for name, one in ended.items() if one.trouble}
         return ended
@@ -99,7 +99,7 @@ class Session:
 
 def main(arguments: Sequence[str]) -> int:
     """Plan, train, fuse, collect."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends its children too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or its subprocesses would outlive it
     options = _parser().parse_args(arguments)
     session = Session(options)
     runs = [expert_run(config, options) for config in options.configs]
@@ -113,43 +113,45 @@ def main(arguments: Sequence[str]) -> int:
     print_json(report)
     rest = [name for name, one in report.items() if not one["over"]]
     if rest:
-        log.info("not over: %s; the same command goes on (%.1f minutes left)", ", ".join(rest), session.left / 60)
+        log.info(
+            "not finished: %s; the same command resumes them (%.1f minutes left)", ", ".join(rest), session.left / 60
+        )
     return FAILURES_LISTED if rest or session.troubles else DONE
 
 
 def expert_run(config: Path, options: argparse.Namespace) -> Run:
-    """What train.py is told for one expert; it starts from its shipped file, if there is one."""
+    """train.py's arguments for one expert; its initial weights are its shipped file, if there is one."""
     words = ["device=auto", *(ON_GPU if best_device() != "cpu" else ()), *options.overrides]
     words.append(_word("data.hr", [str(folder) for folder in options.hr]))
     settings = load_settings(TrainSettings, config, words)
     name = settings.export.name
     if settings.network.start_from is None:
-        known = None if options.start is None else options.start / f"{name}.safetensors"
+        known = None if options.initial_weights is None else options.initial_weights / f"{name}.safetensors"
         if known is not None and known.is_file():
             words.append(_word("network.start_from", str(known)))
         else:
-            log.info("%s starts from nothing", name)
+            log.info("%s starts from random weights", name)
     folder = options.work / name
     return Run(name, ("--config", str(config), *words, _word("run", str(folder))), folder, name)
 
 
 def train_runs(session: Session, runs: Sequence[Run], *, share: float) -> None:
-    """Every run that is not over, planned by a probe where it is not planned yet, until the deadline."""
+    """Every unfinished run until the deadline; one without a plan is timed by a probe first."""
     train, options = [sys.executable, "train.py"], session.options
     at_once = min(options.at_once or (len(runs) if best_device() != "cpu" else 1), len(runs))
     new = [one for one in runs if one.name not in session.plan.runs]
     probing = {f"{one.name}.probe": [*train, "--probe", str(options.probe), *one.words] for one in new}
-    timed = {name.partition(".")[0]: one for name, one in session.children(probing, at_once).items() if one.code == 0}
+    timed = {name.partition(".")[0]: one for name, one in session.run_pool(probing, at_once).items() if one.code == 0}
     seconds = share * session.left / math.ceil(max(len(timed), 1) / at_once)
     calls = math.ceil(session.left / session.call_seconds)
     session.remember({name: _plan(one, seconds, calls, options.most_steps) for name, one in timed.items()})
-    going = {}
+    commands = {}
     for one in runs:
         plan = session.plan.runs.get(one.name)
         if plan is not None and not one.finished:
             log.info("%s: %s", one.name, " ".join(plan.words()))
-            going[one.name] = [*train, "--resume", "auto", *one.words, *plan.words()]
-    session.children(going, at_once)
+            commands[one.name] = [*train, "--resume", "auto", *one.words, *plan.words()]
+    session.run_pool(commands, at_once)
 
 
 def fuse(session: Session, experts: Sequence[Run]) -> list[Run]:
@@ -162,12 +164,12 @@ def fuse(session: Session, experts: Sequence[Run]) -> list[Run]:
     if fusion.finished:
         return [fusion]
     if len(files) < len(experts) or session.deadline - time.monotonic() < options.least_fusion:
-        log.info("no fusion in this call: %s", "no time" if len(files) == len(experts) else "experts are not over")
+        log.info("no fusion in this call: %s", "no time" if len(files) == len(experts) else "experts are not finished")
         return []
     where = ["--hr", str(_linked(options.hr, options.work / "images")), "--out", str(cache)]
     where += ["--dihedral"] if options.dihedral else []
     extract = [sys.executable, "-m", "cache_tools", "extract", "--experts", ",".join(files), *where]
-    if session.children({"extract": extract}, 1)["extract"].code == 0:
+    if session.run_pool({"extract": extract}, 1)["extract"].code == 0:
         train_runs(session, [fusion], share=1)
     return [fusion]
 
@@ -193,7 +195,7 @@ def _word(key: str, value: str | list[str]) -> str:
 
 
 def _place(text: str) -> Path:
-    """Absolute: the children run in the checkout's root."""
+    """Absolute: the subprocesses run in the checkout's root."""
     return Path(text).resolve()
 
 
@@ -203,16 +205,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hr", type=_place, required=True, action="append", metavar="DIR", help="images; may be repeated"
     )
-    parser.add_argument("--minutes", type=float, required=True, help="for everything, over all calls")
-    parser.add_argument("--slice", type=float, metavar="MINUTES", help="of one call; call again until all is over")
-    parser.add_argument("--out", type=_place, required=True, metavar="DIR", help="where the files to take home go")
+    parser.add_argument("--minutes", type=float, required=True, help="time budget of all runs together, over all calls")
+    parser.add_argument(
+        "--slice", type=float, metavar="MINUTES", help="of one call; repeat the call until all runs are finished"
+    )
+    parser.add_argument(
+        "--out", type=_place, required=True, metavar="DIR", help="where the models and the report are written"
+    )
     parser.add_argument(
         "--work", type=_place, default=_place("runs/all"), metavar="DIR", help="runs, plan, cache, logs"
     )
     parser.add_argument(
-        "--start", type=_place, default=_place("pretrained"), metavar="DIR", help="files to train on from"
+        "--start",
+        dest="initial_weights",
+        type=_place,
+        default=_place("pretrained"),
+        metavar="DIR",
+        help="initial weights, by the experts' names",
     )
-    parser.add_argument("--scratch", dest="start", action="store_const", const=None, help="start from nothing")
+    parser.add_argument(
+        "--scratch", dest="initial_weights", action="store_const", const=None, help="random initial weights"
+    )
     parser.add_argument(
         "--configs", type=_place, nargs="+", default=CONFIGS, metavar="FILE", help="one for each expert"
     )

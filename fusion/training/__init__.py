@@ -1,1 +1,1 @@
-"""A source of batches and a network -> trained weights, proved against what they replace. Imports no expert."""
+"""A source of batches and a network -> trained weights, tested against what they replace. Imports no expert."""

@@ -1,7 +1,7 @@
 """A task and its settings -> how fast it trains here: a run's steps without its folder, timed and thrown away.
 
 `measure_pace` gives samples a second and the share of time spent waiting for data; `probe` the seconds of a step and of
-a validation, from which a run can be planned in minutes.
+a validation, from which a run's steps are planned for a time budget.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DryRun:
-    """A training that leaves nothing behind."""
+    """A training that writes no file."""
 
     settings: TrainSettings
     accelerator: Accelerator
@@ -40,16 +40,16 @@ class DryRun:
     state: TrainingState
 
     def steps(self, count: int, waiting: Waiting) -> Iterator[int]:
-        """Real steps; each is over when its number is given."""
+        """Real steps; each is complete when its number is yielded."""
         workers, device = self.settings.data.workers, self.accelerator.device
         for step, batch in stream(self.task.source, range(count), workers=workers, device=device, waiting=waiting):
-            # It reads the loss, so the device is done when it returns.
+            # No synchronisation needed for timing: it reads the loss, so the device is idle when it returns.
             take_step(self.state, batch, self.task, self.losses, self.settings, self.accelerator)
             yield step
 
 
 def open_dry_run(settings: TrainSettings, make_task: Callable[[int, int], Task]) -> DryRun:
-    """As a run begins, up to its folder."""
+    """Everything that a run does before its folder is made."""
     refuse_for_fusion(settings)
     accelerator = open_accelerator(settings)
     losses = losses_of(settings).to(accelerator.device)
@@ -62,7 +62,7 @@ def open_dry_run(settings: TrainSettings, make_task: Callable[[int, int], Task])
 
 @dataclass(frozen=True)
 class Pace:
-    """Of the counted steps; `wait_share` is the share of their time in which training stood still for data.
+    """Of the counted steps; `wait_share` is the share of their time in which training waited for data.
 
     `cpu_seconds` are those of this process's threads, which other load on the machine does not stretch.
     """
@@ -76,9 +76,9 @@ class Pace:
 
 def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task], steps: int, warm: int) -> Pace:
     """Real steps, nothing kept: `warm` uncounted ones, in which workers start and memory is reserved, then `steps`."""
-    trial = open_dry_run(settings, make_task)
+    dry_run = open_dry_run(settings, make_task)
     waiting, begun, cpu = Waiting(), time.perf_counter(), time.process_time()
-    for step in trial.steps(warm + steps, waiting):
+    for step in dry_run.steps(warm + steps, waiting):
         if step + 1 == warm:
             waiting.restart()
             begun, cpu = time.perf_counter(), time.process_time()
@@ -88,7 +88,7 @@ def measure_pace(settings: TrainSettings, make_task: Callable[[int, int], Task],
 
 
 WARM = 5  # steps that are not counted: memory is reserved, workers start, kernels are chosen
-MOST = 100_000
+MOST = 100_000  # more than fit into any probe: its clock ends it
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Probe:
 
 def probe(settings: TrainSettings, make_task: Callable[[int, int], Task], seconds: float) -> Probe:
     """Train for `seconds` beyond the first steps, validate once, keep nothing."""
-    trial = open_dry_run(settings.model_copy(update={"steps": MOST}), make_task)
+    dry_run = open_dry_run(settings.model_copy(update={"steps": MOST}), make_task)
     begun, counted = time.perf_counter(), 0
-    for step in trial.steps(MOST, Waiting()):
+    for step in dry_run.steps(MOST, Waiting()):
         if step < WARM:
             begun = time.perf_counter()
             continue
@@ -113,8 +113,8 @@ def probe(settings: TrainSettings, make_task: Callable[[int, int], Task], second
         if time.perf_counter() - begun > seconds:
             break
     stepped = time.perf_counter() - begun
-    network = trial.state.average.module
+    network = dry_run.state.average.module
     network.eval()
-    trial.task.validate(network)
+    dry_run.task.validate(network)
     whole = time.perf_counter() - begun
     return Probe(stepped / counted, whole - stepped, counted, whole)

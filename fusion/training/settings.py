@@ -1,4 +1,4 @@
-"""Everything a training run is told, as frozen types; the YAML files in configs/ are read into `TrainSettings`."""
+"""All settings of a training run, as frozen types; the YAML files in configs/ are read into `TrainSettings`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DataSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Flips and rotations are on, off, or (None) on where they are right; the others are the probability that a sample
+    """Flips and rotations are on, off, or (None) on where they are exact; the others are the probability that a sample
     is treated. Cached features may only be turned where the cache holds them for every turn (extract --dihedral)."""
 
     flip: bool | None = None
@@ -65,10 +65,10 @@ class AugmentSettings(Settings):
 
 
 class NetworkSettings(Settings):
-    """The network by name, what its constructor is given, and the seed of its first weights (None: the run's).
+    """The network by name, its constructor's arguments, and the seed of its random initial weights (None: the run's).
 
     `start_from` is a trained file whose every key must fit, but for those that begin with a name in `start_new`:
-    these parts keep their first weights.
+    these parts keep their random initial weights.
     """
 
     name: str
@@ -80,7 +80,7 @@ class NetworkSettings(Settings):
     @model_validator(mode="after")
     def _new_beside_what(self) -> NetworkSettings:
         if self.start_new and self.start_from is None:
-            raise ValueError("start_new names what a start_from file lacks; there is no start_from")
+            raise ValueError("start_new needs start_from")
         return self
 
 
@@ -114,8 +114,8 @@ class Stage(Settings):
     losses: dict[str, float]
 
 
-# The seed's curriculum: first pixels, then frequencies, then structure.
-SEED_STAGES = (
+# The original curriculum: first pixels, then frequencies, then structure.
+DEFAULT_STAGES = (
     Stage(until=0.4, losses={"l1": 1.0}),
     Stage(until=0.75, losses={"l1": 0.75, "swt": 0.20, "fft": 0.05}),
     Stage(until=1.0, losses={"l1": 0.60, "swt": 0.25, "fft": 0.10, "ssim": 0.05}),
@@ -142,7 +142,7 @@ class FusionTaskSettings(Settings):
 
 
 class ValidationSettings(Settings):
-    """Every so many steps, on whole held-out images; `watch` are further HR folders that are only looked at."""
+    """Every so many steps, on whole held-out images; `watch`: further HR folders, scored only."""
 
     every: PositiveInt = 500
     watch: dict[str, Path] = {}
@@ -192,7 +192,7 @@ class TrainSettings(Settings):
     network: NetworkSettings
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
-    stages: tuple[Stage, ...] = SEED_STAGES
+    stages: tuple[Stage, ...] = DEFAULT_STAGES
     weights: dict[str, Path] = {}
     adversarial: AdversarialSettings = AdversarialSettings()
     fusion: FusionTaskSettings = FusionTaskSettings()

@@ -10,8 +10,9 @@ import torch
 
 import train
 from benchmarks.cache import training as subject
-from experts.catalog import built_in_catalog
+from experts.catalog import Catalog, built_in_catalog
 from imaging.command import DONE, REFUSED, run
+from imaging.refusal import Refusal
 from tests.training.parts import SMALL_FUSION, fusion_document, quiet_environment, write_config, write_tiny_expert
 
 
@@ -49,6 +50,14 @@ def test_the_full_size_experts_are_the_published_ones(tmp_path: Path, monkeypatc
     catalog = built_in_catalog()
     assert {catalog.get(name).architecture for name in subject.FULL_SIZE} == set(subject._ARCHITECTURES)
     assert catalog.get("hat-l").parameters == 40_846_575
+
+
+def test_a_network_of_another_size_than_published_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = built_in_catalog().get("edsr-l").model_copy(update={"parameters": 7})
+    monkeypatch.setattr(subject, "built_in_catalog", lambda: Catalog(experts=(spec,)))
+    with pytest.raises(Refusal, match="published are 7"), torch.device("meta"):
+        subject.write_network("edsr-l", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--pace", "3"], ["--pace", "3,1", "--cache", "CACHE"]])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.fusion import measure
-from benchmarks.fusion.seed_layout import seed_of_size
+from benchmarks.fusion.original_layout import original_of_size
 from benchmarks.fusion.step_cost import as_markdown
 from fusion.__main__ import COMMANDS, main
 from fusion.evaluation.doctor import examine
@@ -64,22 +64,23 @@ def test_multiply_adds_are_counted_right_for_grouped_convolutions_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["default", "every phase"])
-def test_a_step_is_ten_times_cheaper_than_the_seeds_layout(kind: measure.Kind) -> None:
+def test_a_step_is_ten_times_cheaper_than_the_original_layout(kind: measure.Kind) -> None:
     size = measure.Size(batch=1, lr_size=16, device="cpu")
-    ours, seed = (sum(p.numel() for p in measure.build_network(each).parameters()) for each in ("every phase", "seed"))
-    assert seed == pytest.approx(ours, rel=0.01)
-    counted = [measure.multiply_adds(measure.build(each, size)) for each in ("seed", kind)]
+    kinds: tuple[measure.Kind, ...] = ("every phase", "original")
+    ours, original = (sum(p.numel() for p in measure.build_network(each).parameters()) for each in kinds)
+    assert original == pytest.approx(ours, rel=0.01)
+    counted = [measure.multiply_adds(measure.build(each, size)) for each in ("original", kind)]
     assert counted[0] >= 10 * counted[1]
 
 
-def test_the_seeds_layout_trains() -> None:
-    seed = seed_of_size([4, 6], 900_000)
+def test_the_original_layout_trains() -> None:
+    original = original_of_size([4, 6], 900_000)
     lr, sr = torch.rand(1, 3, 8, 8), torch.rand(1, 2, 3, 32, 32)
-    image = seed(lr, sr, [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 8, 8)])
+    image = original(lr, sr, [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 8, 8)])
     image.square().mean().backward()
     assert image.shape == (1, 3, 32, 32)
     # Its enhanced bands feed the routing, which feeds the image: nothing is left out of the count.
-    assert all(p.grad is not None for p in seed.parameters())
+    assert all(p.grad is not None for p in original.parameters())
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusion import network
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.attention import LargeKernelAttention, attend
 from fusion.network.hierarchy import shrink, spread
@@ -327,3 +328,10 @@ def test_a_direct_refinement_reads_each_experts_features() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert any(p.grad.abs().max() > 0 for p in model.refine.features.project["0"].parameters())
     assert all(p.grad.abs().max() == 0 for p in model.refine.features.project["1"].parameters())
+
+
+def test_the_public_names_are_sorted_and_documented() -> None:
+    assert network.__all__ == sorted(network.__all__)
+    for name in network.__all__:
+        assert (getattr(network, name).__doc__ or "").strip(), name
+        assert f"`{name}" in (network.__doc__ or ""), name

@@ -157,7 +157,7 @@ def test_fusion_refuses_what_only_experts_can_follow(tmp_path):
     data = {"cache": str(cache), "patch": 8, "batch": 4, "hold_out": 4}
     degraded = fusion_settings(cache, tmp_path / "run", data={**data, "degrade": {"kind": "mixed"}})
     config = write_config(tmp_path / "c.yaml", degraded.model_dump(mode="json"))
-    with pytest.raises(Refusal, match="a cache holds what the experts made of the LR images"):
+    with pytest.raises(Refusal, match="a cache holds the experts' outputs for the LR images"):
         command.main(["--config", str(config)])
     assert run_command(command.main, ["--config", str(config)]) == REFUSED
     config = write_config(tmp_path / "d.yaml", fusion_settings(cache, tmp_path / "run").model_dump(mode="json"))

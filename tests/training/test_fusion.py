@@ -87,7 +87,7 @@ def test_what_can_be_learned_passes_the_gate(striped, tmp_path):
     assert fused < base
 
 
-def test_one_expert_alone_is_believed_for_itself(striped, tmp_path):
+def test_one_expert_alone_has_its_own_shrinkage(striped, tmp_path):
     """With one expert the file adds the share that was fitted with one, on images of which each saw another expert."""
     data = {"cache": str(striped), "patch": 8, "batch": 8, "hold_out": 12}
     settings = fusion_settings(striped, tmp_path / "run", data=data, steps=20, optimizer={"lr": 3e-3})
@@ -255,8 +255,8 @@ def test_one_held_out_image_is_no_two_halves(cache, tmp_path):
 
 
 def test_the_scores_are_those_of_the_file(striped, tmp_path, monkeypatch):
-    monkeypatch.setattr("fusion.training.tasks.fusion.fit_belief", lambda items: 0.0)
+    monkeypatch.setattr("fusion.training.tasks.fusion.fit_shrinkage", lambda moments: 0.0)
     data = {"cache": str(striped), "patch": 8, "batch": 8, "hold_out": 12}
     summary = run(fusion_settings(striped, tmp_path / "run", data=data, optimizer={"lr": 3e-2}))
-    assert summary["belief"] == 0
-    assert summary["scores"]["fused"] == summary["scores"]["base"]  # nothing learned is believed, so nothing is scored
+    assert summary["shrinkage"] == 0
+    assert summary["scores"]["fused"] == summary["scores"]["base"]

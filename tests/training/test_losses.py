@@ -15,10 +15,9 @@ from skimage.metrics import structural_similarity
 
 from fusion.training.losses.curriculum import WeightedLosses
 from fusion.training.losses.frequency import FFT, SWT
-from fusion.training.losses.pixel import L1, MSE, Charbonnier, Edge
+from fusion.training.losses.perceptual import VGG
+from fusion.training.losses.pixel import L1, MSE, SSIM, Charbonnier, Edge
 from fusion.training.losses.registry import PLAIN, TRUNKS, build_losses
-from fusion.training.losses.structure import SSIM
-from fusion.training.losses.vgg import VGG
 from imaging.refusal import Refusal
 from tests.training.parts import images
 
@@ -163,7 +162,7 @@ def test_a_file_that_is_no_vgg_is_refused(tmp_path):
 
 def test_clip_from_a_local_folder(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from fusion.training.losses.semantic import CLIP
+    from fusion.training.losses.perceptual import CLIP
 
     torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(
@@ -195,7 +194,7 @@ def test_lpips_from_a_local_trunk_has_gradients(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     import lpips
 
-    from fusion.training.losses.lpips import LPIPS
+    from fusion.training.losses.perceptual import LPIPS
 
     torch.manual_seed(0)
     trunk = torchvision.models.alexnet(weights=None)

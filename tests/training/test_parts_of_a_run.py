@@ -21,7 +21,7 @@ from fusion.training.loop.export import export_weights, load_exported
 from fusion.training.loop.optimizers import learning_rate
 from fusion.training.loop.state import averaged, decay_at
 from fusion.training.losses.curriculum import weights_at
-from fusion.training.settings import SEED_STAGES, AugmentSettings, ScheduleSettings, TrainSettings
+from fusion.training.settings import DEFAULT_STAGES, AugmentSettings, ScheduleSettings, TrainSettings
 from fusion.training.sources.augment import Augmentation, dihedral
 from fusion.training.sources.folder import FolderSource, held_out_indices
 from fusion.training.sources.sampling import Purpose, draw, samples_of_step
@@ -50,14 +50,14 @@ def test_mistyped_settings_end_with_code_2_and_one_line():
 
 
 def test_the_seeds_curriculum_is_the_default():
-    assert [stage.losses for stage in SEED_STAGES] == [
+    assert [stage.losses for stage in DEFAULT_STAGES] == [
         {"l1": 1.0},
         {"l1": 0.75, "swt": 0.20, "fft": 0.05},
         {"l1": 0.60, "swt": 0.25, "fft": 0.10, "ssim": 0.05},
     ]
-    assert TrainSettings.model_fields["stages"].default == SEED_STAGES
-    assert [weights_at(step, 100, SEED_STAGES) for step in (0, 39, 40, 74, 75, 99)] == [
-        SEED_STAGES[i].losses for i in (0, 0, 1, 1, 2, 2)
+    assert TrainSettings.model_fields["stages"].default == DEFAULT_STAGES
+    assert [weights_at(step, 100, DEFAULT_STAGES) for step in (0, 39, 40, 74, 75, 99)] == [
+        DEFAULT_STAGES[i].losses for i in (0, 0, 1, 1, 2, 2)
     ]
 
 

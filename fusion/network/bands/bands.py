@@ -31,7 +31,7 @@ class Bands(NamedTuple):
 
 
 class BandAttention(nn.Module):
-    """Squeeze and excite, one small network per band: how loud its three colours are decides how far they count."""
+    """Squeeze and excite, one small network per band: the mean magnitudes of its three colours set their factors."""
 
     def __init__(self, hidden: int = 4) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class BandAttention(nn.Module):
 
     def forward(self, bands_BKCHW: Tensor) -> Tensor:
         """Each band's channels times a factor in (0, 2), near 1 at the start."""
-        loudness_BK1 = bands_BKCHW.abs().mean(dim=(3, 4)).flatten(1).unsqueeze(2)
-        factor_BK1 = 2 * self.excite(torch.relu(self.squeeze(loudness_BK1))).sigmoid()
+        magnitude_BK1 = bands_BKCHW.abs().mean(dim=(3, 4)).flatten(1).unsqueeze(2)
+        factor_BK1 = 2 * self.excite(torch.relu(self.squeeze(magnitude_BK1))).sigmoid()
         return bands_BKCHW * factor_BK1.reshape(*bands_BKCHW.shape[:3], 1, 1)
 
 
@@ -60,7 +60,7 @@ class FrequencyBands(nn.Module):
         """(B, 3, H, W) -> Bands."""
         with torch.autocast(lr_BCHW.device.type, enabled=False):
             bands_BKCHW = self.attention(self.decompose(at_least_float32(lr_BCHW)))
-            # (transform, tier) -> (tier, transform): each guidance band hears the three transforms' view of its tier.
+            # (transform, tier) -> (tier, transform): each guidance band mixes the three transforms' bands of one tier.
             tiers_BKCHW = bands_BKCHW.unflatten(1, (3, _TIERS)).transpose(1, 2).flatten(1, 2)
             return Bands(bands_BKCHW, self.fuse(tiers_BKCHW.flatten(1, 2)))
 

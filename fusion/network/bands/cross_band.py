@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CrossBandAttention(nn.Module):
-    """Each band asks the others at its pixel; softmax gates say how loudly each is changed; all nine make one map."""
+    """Each band attends to the others at its pixel, softmax gates scale the changes, a 1x1 merges all nine."""
 
     def __init__(self, settings: CrossBandSettings) -> None:
         super().__init__()

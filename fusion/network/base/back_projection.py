@@ -1,8 +1,8 @@
 """A blend (B, 3, 4H, 4W) and its LR image -> the blend, pulled to where its downscale is the LR image.
 
-The LR image is the one thing known for certain about the truth: it is the antialiased bicubic downscale of it, rounded
-and clipped to 8 bits. Where it is clipped it only bounds the truth from one side. Beyond the outermost LR pixels
-nothing is known, so nothing is asked of them: a tile's inside does not depend on where the tile was cut.
+The LR image is the antialiased bicubic downscale of the truth, rounded and clipped to 8 bits. Where it is clipped it
+bounds the truth from one side only. Beyond the outermost LR pixels nothing is known, so the residual is zero there: a
+tile's inside does not depend on where the tile was cut.
 Axes: B batch, C = 3, H and W of the LR image. Images are floats in [0, 1].
 """
 
@@ -22,7 +22,7 @@ RING = 1  # LR pixels along the edges whose downscale would depend on what lies 
 
 
 def back_project(image_BCHW: Tensor, lr_BCHW: Tensor, strength: float) -> Tensor:
-    """(B, 3, 4H, 4W), (B, 3, H, W) -> the image plus `strength` times what it is missing, enlarged."""
+    """(B, 3, 4H, 4W), (B, 3, H, W) -> the image plus `strength` times its enlarged LR residual."""
     if not strength:
         return image_BCHW
     pull_BCHW = enlarge(missing(image_BCHW, lr_BCHW))
@@ -30,11 +30,11 @@ def back_project(image_BCHW: Tensor, lr_BCHW: Tensor, strength: float) -> Tensor
 
 
 def missing(image_BCHW: Tensor, lr_BCHW: Tensor) -> Tensor:
-    """What the LR image has more than the image's downscale, (B, 3, H, W); float32 or better."""
+    """The LR residual: the LR image minus the image's downscale, (B, 3, H, W); float32 or better."""
     with torch.autocast(image_BCHW.device.type, enabled=False):
         lr_BCHW = at_least_float32(lr_BCHW)
         lack_BCHW = lr_BCHW - shrink(at_least_float32(image_BCHW))
-    # At 0 the truth may lie below, at 1 above: only an image on the wrong side of them is contradicted.
+    # At 0 the truth may lie below, at 1 above: a residual towards the outside is no error.
     lack_BCHW = torch.where(lr_BCHW <= 0, lack_BCHW.clamp(max=0), lack_BCHW)
     lack_BCHW = torch.where(lr_BCHW >= 1, lack_BCHW.clamp(min=0), lack_BCHW)
     return within_ring(lack_BCHW)

@@ -43,7 +43,7 @@ def blur(image_NCHW: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(image_NCHW, sigma, radius=int(3 * sigma))
 
 
-_SOLVED_AHEAD = 8  # up to this many experts, every subset's weights are solved when the base is set
+_SOLVED_AHEAD = 8  # up to this many experts (255 subsets), every subset's weights are solved when the base is set
 WHOLE = (tuple(range(len(BAND_NAMES))),)
 
 
@@ -108,7 +108,7 @@ def solve_weights(gram_EKEK: np.ndarray, groups: Sequence[Sequence[int]]) -> np.
 
 
 class BaseBlend(nn.Module):
-    """Applies the record. It has no parameters; its state travels in the state dict as bytes, no cast can blur it."""
+    """Applies the record. It has no parameters; its state is bytes in the state dict, which no cast to half rounds."""
 
     def __init__(self, record: BaseRecord) -> None:
         super().__init__()

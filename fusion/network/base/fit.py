@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BORDER = 16  # HR pixels left out on each side: there, cut regions lack the context a whole image gives
-FOLDS = 5
+FOLDS = 5  # four of five must agree
 WORTHWHILE_DB = 0.005  # a smaller gain on held-out items is not worth two blurs of every image at run time
 CANDIDATES: dict[str, Groups] = {
     "whole": WHOLE,
@@ -42,7 +42,7 @@ CANDIDATES: dict[str, Groups] = {
 
 
 class BaseFit:
-    """Add pairs one after the other, from wherever they come; then ask for the record."""
+    """Accumulates pairs one after the other; `record` solves for the base."""
 
     def __init__(self, experts: Sequence[str], *, border: int = BORDER, folds: int = FOLDS) -> None:
         self.experts = tuple(experts)
@@ -51,7 +51,7 @@ class BaseFit:
         side = len(self.experts), len(BAND_NAMES)
         self._products = np.zeros((folds, *side, *side))
         self._values = np.zeros(folds)
-        # Of each expert's error and of the pull that would answer it: mean products of pulls with errors, with pulls.
+        # Per fold, of each expert's enlarged LR residual (its pull): products with the errors, and with the pulls.
         self._pulls = np.zeros((folds, 2, len(self.experts), len(self.experts)))
 
     def add(self, sr_ECHW: Tensor, hr_CHW: Tensor, lr_CHW: Tensor | None = None) -> None:

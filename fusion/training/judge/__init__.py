@@ -1,1 +1,1 @@
-"""Held-out images -> scores, how far to trust what was learned, and whether it may replace the base."""
+"""Held-out images -> scores, shrinkage of what was learned, and the gate that lets it replace the base."""

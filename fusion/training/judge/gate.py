@@ -1,6 +1,6 @@
 """Scores of fused and base on the same held-out images -> may the fused image replace the base?
 
-A paired bootstrap over images: regions of one image are averaged first, since they are not independent.
+A paired bootstrap over images: regions of one image are averaged first, since they are not independent samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fusion.training.sources.sampling import Purpose, draw
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FEWEST_IMAGES = 5  # resampling fewer tells nothing: with one image, any gain at all would look certain
+FEWEST_IMAGES = 5  # a bootstrap of fewer is meaningless: with one image, any gain would have an interval of zero width
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def paired_bootstrap(
     resamples: int,
     seed: int,
 ) -> GateDecision:
-    """Scores by item (PSNR), and the image that each item is part of -> the verdict."""
+    """Scores by item (PSNR), and the image that each item is part of -> the decision."""
     if set(fused) != set(base) or not fused:
         raise ValueError("fused and base must be scored on the same items, and on at least one")
     gains: dict[str, list[float]] = {}

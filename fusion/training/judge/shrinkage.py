@@ -1,7 +1,7 @@
-"""Held-out bases, fused images and truths -> how much of what was learned to believe: one number, by least squares.
+"""Held-out bases, fused images and truths -> the shrinkage factor of what was learned: one number, by least squares.
 
-A network that has seen few images learns some of their noise with the rule. On images it has not seen, its answer is
-then too loud: the right rule with the wrong strength. Axes: B batch, C = 3, H and W (HR).
+A network trained on few images fits some of their noise. On other images its change of the base then has the right
+direction but too large an amplitude. Axes: B batch, C = 3, H and W (HR).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ BORDER = 4  # HR pixels along the edges that scores leave out too
 
 
 class ErrorMoments(NamedTuple):
-    """Of one image, means over its pixels: what was learned times what was wanted, and the squares of both."""
+    """Means over the pixels of one image. `learned` is fused - base, `wanted` is truth - base.
+
+    `product` is the mean of learned * wanted, `power` of learned squared, `wanted` of wanted squared.
+    """
 
     product: float
     power: float
@@ -27,23 +30,24 @@ class ErrorMoments(NamedTuple):
 
 
 def error_moments_of(base_BCHW: Tensor, fused_BCHW: Tensor, hr_BCHW: Tensor) -> ErrorMoments:
-    """(B, 3, H, W) each -> how right the change from base to fused is."""
+    """(B, 3, H, W) each -> the moments of the change from base to fused."""
     inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     learned, wanted = (fused_BCHW - base_BCHW)[inner].double(), (hr_BCHW - base_BCHW)[inner].double()
     product, power = float((learned * wanted).mean()), float(learned.square().mean())
     return ErrorMoments(product, power, float(wanted.square().mean()))
 
 
-def fit_shrinkage(lessons: Iterable[ErrorMoments]) -> float:
-    """The share in [0, 1] of what was learned that leaves the least squared error over all of them."""
+def fit_shrinkage(moments: Iterable[ErrorMoments]) -> float:
+    """The factor in [0, 1] of what was learned that leaves the least squared error over all images."""
     product = power = 0.0
-    for lesson in lessons:
-        product, power = product + lesson.product, power + lesson.power
+    for one in moments:
+        product, power = product + one.product, power + one.power
+    # Clipped: a factor above 1 would extrapolate beyond what was trained, a negative one would reverse it.
     return min(max(product / power, 0.0), 1.0) if power else 1.0
 
 
-def gain_db(lessons: Sequence[ErrorMoments], belief: float) -> float:
-    """PSNR that this share adds to the base, the mean over images."""
-    left = [one.wanted - 2 * belief * one.product + belief**2 * one.power for one in lessons]
-    kept = [(one.wanted, error) for one, error in zip(lessons, left, strict=True) if one.wanted > 0 and error > 0]
+def gain_db(moments: Sequence[ErrorMoments], factor: float) -> float:
+    """PSNR that this factor adds to the base, the mean over images."""
+    left = [one.wanted - 2 * factor * one.product + factor**2 * one.power for one in moments]
+    kept = [(one.wanted, error) for one, error in zip(moments, left, strict=True) if one.wanted > 0 and error > 0]
     return fmean(10 * math.log10(wanted / error) for wanted, error in kept) if kept else 0.0

@@ -1,7 +1,7 @@
-"""What was asked (device, processes, precision) -> an Accelerator that is really that, or a refusal.
+"""Settings (device, processes, precision) -> an Accelerator that is exactly that, or a refusal.
 
 A wrong launch does not fail by itself: it quietly trains several separate networks. So the number of processes is a
-setting, and is held against what the launcher started and what accelerate joined.
+setting, and is checked against what the launcher started and what accelerate joined.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def open_accelerator(settings: TrainSettings) -> Accelerator:
     if settings.device == "cuda" and not cuda:
         raise Refusal("there is no CUDA device", where="device", cure="set device=cpu or auto")
     on_cpu = settings.device == "cpu" or not cuda
+    # Expert dropout leaves the parameters of absent experts without a gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=settings.task == "fusion")
     accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[unused])
     if accelerator.num_processes != settings.processes:

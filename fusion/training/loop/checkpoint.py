@@ -33,7 +33,8 @@ def best_path(folder: Path, step: int) -> Path:
 def keep_best(
     ranked: Ranked, psnr: float, step: int, *, most: int, folder: Path, write: Callable[[Path], None]
 ) -> Ranked:
-    """Enter (psnr, step); write its file if it is among the best `most`, remove the one that fell out."""
+    """Insert (psnr, step); write its file if it is among the best `most`, remove the one that fell out."""
+    # A resumed run validates a step again that it had already: it replaces its own entry.
     others = [entry for entry in ranked if entry[1] != step]
     ordered = sorted([*others, (psnr, step)], key=lambda entry: (-entry[0], entry[1]))
     kept = ordered[:most]
@@ -64,7 +65,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], settings: CheckpointSettings) -> Path:
-    """Write the state after `step` steps, then let go of what need not be kept."""
+    """Write the state after `step` steps, then remove those that are not to be kept."""
     final = checkpoint_path(folder, step)
     with atomic_path(final) as temporary:
         torch.save({"format": FORMAT, "step": step, **state}, temporary)

@@ -1,6 +1,6 @@
 """A network's weights and where they come from -> one safetensors file; and such a file's weights back into a network.
 
-The header says what the network is (architecture, hyperparameters) and how it was made (settings, git, data, scores),
+The header holds what the network is (architecture, hyperparameters) and how it was made (settings, git, data, scores),
 so that the file can be used and judged without anything beside it.
 """
 

@@ -1,4 +1,4 @@
-"""A trained state -> the best weights judged once more as they will be stored, the gate's word, the exported file."""
+"""A trained state -> the best weights scored as they will be stored, the gate's decision, the exported file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def finish(
     network.eval()
     _, step = state.best[0]
     task.load(network, best_path(folder.best, step))
-    verdict = dict(task.conclude(network, folder.root))  # first: what it decides changes what the network gives
+    verdict = dict(task.conclude(network, folder.root))  # first: shrinkage and gate change the network's output
     table = task.validate(network)
     path = folder.root / f"{settings.export.name}.safetensors"
     provenance = _provenance(settings, folder, step, table.as_dict(), verdict)

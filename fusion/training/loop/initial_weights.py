@@ -1,6 +1,6 @@
-"""A trained file and an untrained network -> the network with the file's weights; what is new is named beforehand.
+"""A trained file and an untrained network -> the network with the file's weights; new parts are named in the settings.
 
-Without `start_new` every key must fit. With it, the parts so named keep their first weights (another scale's
+Without `start_new` every key must fit. With it, the parts so named keep their random initial weights (another scale's
 upsampler, say), and every other key must still fit.
 """
 
@@ -32,7 +32,7 @@ def load_initial_weights(task: Task, settings: NetworkSettings) -> None:
         load_known(task.network, settings.start_from, settings.start_new)
     else:
         task.load(task.network, settings.start_from)
-        log.info("starts from %s, whole", settings.start_from)
+        log.info("initial weights: all of %s", settings.start_from)
 
 
 def load_known(network: nn.Module, path: Path, new: Sequence[str]) -> None:
@@ -57,9 +57,9 @@ def load_known(network: nn.Module, path: Path, new: Sequence[str]) -> None:
         )
     taken = {key: given[key].to(own[key].dtype) for key in known}
     network.load_state_dict({**own, **taken})
-    log.info("starts from %s: %d tensors taken", path, len(taken))
-    log.info("new, with first weights: %s", _told(kept, own))
-    log.info("in the file and not taken: %s", _told(unused, given))
+    log.info("initial weights from %s: %d tensors taken", path, len(taken))
+    log.info("random initial weights: %s", _listed(kept, own))
+    log.info("in the file and not taken: %s", _listed(unused, given))
 
 
 def _belongs(key: str, names: Sequence[str]) -> bool:
@@ -70,6 +70,6 @@ def _parts(own: dict[str, Tensor]) -> set[str]:
     return {key.partition(".")[0] for key in own}
 
 
-def _told(keys: Sequence[str], tensors: dict[str, Tensor]) -> str:
+def _listed(keys: Sequence[str], tensors: dict[str, Tensor]) -> str:
     """Each tensor with its shape."""
     return ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in keys) or "nothing"

@@ -44,7 +44,7 @@ class Journal(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's log folder; what a resumed run repeats replaces what was there."""
+    """Event files in the run's log folder; the steps that a resumed run repeats replace the old ones."""
 
     def __init__(self, folder: RunFolder, first_step: int) -> None:
         self._writer = SummaryWriter(str(folder.logs), purge_step=first_step)

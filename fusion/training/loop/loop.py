@@ -40,16 +40,16 @@ def train(settings: TrainSettings, make_task: Callable[[int, int], Task], *, res
     accelerator = open_accelerator(settings)
     losses = losses_of(settings).to(accelerator.device)
     with accelerator.main_process_first():
+        # The first process measures the initial statistics; the others read its file.
         task = make_task(accelerator.process_index, accelerator.num_processes)
-        load_initial_weights(
-            task, settings.network
-        )  # before the run's folder is made: a file that does not fit begins no run
+        # Before the run's folder is made: a file that does not fit leaves no folder behind.
+        load_initial_weights(task, settings.network)
         folder = open_run(settings, task.source.fingerprint, resume=resume or not accelerator.is_main_process)
     state = new_state(task, settings, accelerator)
     latest = latest_checkpoint(folder.checkpoints) if resume else None
     if latest is not None:
         state.restore(load_checkpoint(latest))
-        log.info("going on after step %d", state.step)
+        log.info("resumed after step %d", state.step)
     journals = open_journals(settings, folder, state.step) if accelerator.is_main_process else []
     waiting = Waiting()
     try:
@@ -84,10 +84,10 @@ def run_steps(
     state.wrapped.train()
     with bar:
         for _, batch in batches:
-            outcome = take_step(state, batch, task, losses, settings, accelerator)
+            result = take_step(state, batch, task, losses, settings, accelerator)
             bar.update()
             if accelerator.is_main_process:
-                _note(state, outcome, settings, journals, waiting, bar)
+                _note(state, result, settings, journals, waiting, bar)
                 _keep(state, task, settings, folder, journals)
             if _due(state.step, settings.validation.every, settings):
                 accelerator.wait_for_everyone()
@@ -95,25 +95,25 @@ def run_steps(
 
 def _note(
     state: TrainingState,
-    outcome: StepResult,
+    result: StepResult,
     settings: TrainSettings,
     journals: list[Journal],
     waiting: Waiting,
     bar: tqdm,
 ) -> None:
-    """Scalars now and then; a warning for each skipped batch."""
-    if not outcome.taken:
-        log.warning("step %d: loss %s, gradient %s: batch skipped", state.step, outcome.loss, outcome.gradient)
+    """Scalars every `log.every` steps; a warning for each skipped batch."""
+    if not result.taken:
+        log.warning("step %d: loss %s, gradient %s: batch skipped", state.step, result.loss, result.gradient)
         return
     if state.step % settings.log.every and state.step != settings.steps:
         return
     rate = _steps_per_second(bar) * settings.data.batch
-    bar.set_postfix_str(f"loss {outcome.loss:.5f}, {rate:.0f} patches/s, waits {waiting.share:.1%}", refresh=False)
-    values = {f"loss/{name}": value for name, value in outcome.parts.items()}
+    bar.set_postfix_str(f"loss {result.loss:.5f}, {rate:.0f} patches/s, waits {waiting.share:.1%}", refresh=False)
+    values = {f"loss/{name}": value for name, value in result.parts.items()}
     values |= {
-        "loss/total": outcome.loss,
-        "train/lr": outcome.lr,
-        "train/gradient": outcome.gradient,
+        "loss/total": result.loss,
+        "train/lr": result.lr,
+        "train/gradient": result.gradient,
         "train/patches_per_second": rate,
         "train/data_wait_share": waiting.share,
         "train/skipped": float(state.skipped),

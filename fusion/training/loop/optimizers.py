@@ -1,8 +1,8 @@
 """Settings and a network -> its optimizer and the learning rate of every step.
 
 AdamW for all, or Muon for the weights of convolutions and linear layers. Muon (K. Jordan, 2024; torch.optim.Muon) takes
-a weight's momentum as a matrix and steps along its orthogonal part, so that no direction of it is neglected. What that
-is worth here: docs/results/fusion-experiments.md. The learning rate is a pure function of the step: linear warm-up,
+a weight's momentum as a matrix and steps along its orthogonal part, so that all its directions are updated alike.
+Measured here: docs/results/fusion-experiments.md. The learning rate is a pure function of the step: linear warm-up,
 then cosine cycles with warm restarts.
 """
 
@@ -46,7 +46,7 @@ def _in_cycle(step: int, steps: int, settings: ScheduleSettings) -> tuple[float,
     return step - start, max(steps - start, 1.0)
 
 
-SMALLEST = 32  # rows and columns from which on a weight is a matrix worth the name; fewer are left to AdamW
+SMALLEST = 32  # rows and columns at least: thinner weights are left to AdamW
 
 
 def new_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -63,10 +63,11 @@ class MuonAndAdamW(torch.optim.AdamW):
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, **options)
         self._matrices = [parameter for parameter in parameters if is_matrix(parameter)]
         if not self._matrices:
-            what = f"muon has nothing to do: no weight has {SMALLEST} outputs and inputs"
+            what = f"muon needs matrices: no weight has {SMALLEST} outputs and inputs"
             raise Refusal(what, where="optimizer.name", cure="set it to adamw")
         self._channels_last = [is_channels_last(matrix) for matrix in self._matrices]
         views = zip(self._matrices, self._channels_last, strict=True)
+        # Views of the same memory: torch.optim.Muon takes two-dimensional parameters only.
         self._views = [nn.Parameter(as_matrix(matrix.detach(), last)) for matrix, last in views]
         self._muon = torch.optim.Muon(self._views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 

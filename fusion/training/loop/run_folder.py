@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """What came of it."""
+        """Scores and decisions, written at the end."""
         return self.root / "summary.json"
 
 
@@ -67,7 +67,7 @@ def to_yaml(settings: TrainSettings) -> str:
 
 
 def open_run(settings: TrainSettings, fingerprint: str, *, resume: bool) -> RunFolder:
-    """Make the folder, or check that the one that is there is of this very run."""
+    """Make the folder, or check that the existing one is of the same run."""
     folder = RunFolder(settings.run)
     if folder.config.exists():
         if not resume:
@@ -103,7 +103,7 @@ def _check_same_run(settings: TrainSettings, fingerprint: str, folder: RunFolder
 
 
 def origin(fingerprint: str) -> dict[str, Any]:
-    """What decides the result beside the settings."""
+    """What the result depends on beside the settings."""
     return {
         "fingerprint": fingerprint,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

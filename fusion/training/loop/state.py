@@ -1,4 +1,4 @@
-"""Everything that changes while training, in one place: network, optimizer, moving average, scaler, counters.
+"""The whole training state: network, optimizer, moving average, scaler, counters.
 
 The exponential moving average of the weights is what is validated and exported.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def decay_at(updates: int, decay: float) -> float:
-    """Short memory at first, so that the untrained weights are forgotten within tens of steps and not thousands."""
+    """A short memory at first: with `decay` from the start, untrained weights would count for thousands of steps."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
@@ -59,7 +59,7 @@ class TrainingState:
     adversary: Adversary | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds. No generator's state: every random draw is a function of seed and step."""
+        """A checkpoint's content. No generator's state: every random draw is a function of seed and step."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

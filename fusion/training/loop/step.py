@@ -45,6 +45,7 @@ def take_step(
     accelerator: Accelerator,
 ) -> StepResult:
     """Forward and backward over the batch's parts, clip, update, average."""
+    # A pure function of the step, so that dropout in a resumed run draws what it would have drawn.
     seed_torch(settings.seed, state.step, accelerator.process_index)
     lr = learning_rate(state.step, settings.steps, settings.optimizer.lr, settings.schedule)
     for group in state.optimizer.param_groups:
@@ -100,7 +101,7 @@ def accumulate_gradients(
 
 
 def _everywhere(sound: bool, accelerator: Accelerator) -> bool:
-    """Whether the step is sound in every process: all must decide alike."""
+    """Whether the step is sound in every process: one that skipped alone would diverge from the others."""
     if accelerator.num_processes == 1:
         return sound
     mine = torch.tensor([1 if sound else 0], device=accelerator.device)

@@ -1,1 +1,1 @@
-"""Prediction and target in [0, 1] -> one number: one loss per file, all listed in registry.py."""
+"""Prediction and target in [0, 1] -> one number: the losses, all listed in registry.py, and their curriculum."""

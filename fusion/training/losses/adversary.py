@@ -37,7 +37,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class Adversary:
-    """The discriminator, its optimizer, and from which step on they play."""
+    """The discriminator, its optimizer, and the step from which they are used."""
 
     def __init__(self, settings: AdversarialSettings, first_step: int, device: torch.device) -> None:
         self._weight, self._first_step = settings.weight, first_step
@@ -46,9 +46,10 @@ class Adversary:
         self._real_mean = 0.0
 
     def weigh(self, fake_BCHW: Tensor, step: int) -> Tensor:
-        """The weighted loss for the network that made the image; 0 before play begins."""
+        """The weighted loss for the network that made the image; 0 before the first step."""
         if step < self._first_step:
             return fake_BCHW.new_zeros(())
+        # The gradient goes through it to the image, not into it.
         self._network.requires_grad_(False)
         judged = self._network(fake_BCHW) - self._real_mean
         return self._weight * F.softplus(-judged).mean()

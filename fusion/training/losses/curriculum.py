@@ -31,7 +31,7 @@ def loss_names(stages: Sequence[Stage]) -> list[str]:
 
 
 class WeightedLosses(nn.Module):
-    """All losses of a curriculum; called with the weights of the moment."""
+    """All losses of a curriculum; called with the current weights."""
 
     def __init__(self, losses: dict[str, nn.Module]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""sr_BCHW, hr_BCHW in [0, 1] -> mean distance of the pixels, or of their Sobel gradients at valid positions."""
+"""sr_BCHW, hr_BCHW in [0, 1] -> distance of the pixels, of their Sobel gradients, or of their structure (SSIM)."""
 
 from __future__ import annotations
 
@@ -45,3 +45,33 @@ class Edge(nn.Module):
         """Two images -> one number; the derivative is linear, so that of the difference is taken."""
         difference_N1HW = (sr_BCHW - hr_BCHW).flatten(0, 1).unsqueeze(1)
         return F.conv2d(difference_N1HW, self.get_buffer("kernels").to(difference_N1HW.dtype)).abs().mean()
+
+
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+
+
+class SSIM(nn.Module):
+    """1 - SSIM (Wang et al. 2004), averaged over channels: 0 for equal images.
+
+    Gaussian window, valid positions only: images must have at least 11 pixels a side.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        position = torch.arange(_WINDOW) - _WINDOW // 2
+        window = torch.exp(-(position**2) / (2 * _SIGMA**2))
+        self.register_buffer("window", window / window.sum(), persistent=False)
+
+    def forward(self, sr_BCHW: Tensor, hr_BCHW: Tensor) -> Tensor:
+        """Two images -> one number in [0, 2]."""
+        x, y = sr_BCHW.flatten(0, 1).unsqueeze(1), hr_BCHW.flatten(0, 1).unsqueeze(1)
+        mean_x, mean_y, xx, yy, xy = self._blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
+        var_x, var_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+        brightness = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
+        structure = (2 * covariance + _C2) / (var_x + var_y + _C2)
+        return 1 - (brightness * structure).mean()
+
+    def _blur(self, images_N1HW: Tensor) -> Tensor:
+        window = self.get_buffer("window").to(images_N1HW.dtype)
+        return F.conv2d(F.conv2d(images_N1HW, window[None, None, :, None]), window[None, None, None, :])

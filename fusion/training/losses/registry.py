@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion.training.losses import frequency, lpips, pixel, semantic, structure, vgg
+from fusion.training.losses import frequency, perceptual, pixel
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "l1": pixel.L1,
     "mse": pixel.MSE,
     "charbonnier": pixel.Charbonnier,
-    "ssim": structure.SSIM,
+    "ssim": pixel.SSIM,
     "swt": frequency.SWT,
     "fft": frequency.FFT,
     "edge": pixel.Edge,
 }
 TRUNKS: dict[str, TrunkLoss] = {
-    "vgg": TrunkLoss(vgg.VGG, vgg.FILE),
-    "clip": TrunkLoss(semantic.CLIP, semantic.FILE),
-    "lpips": TrunkLoss(lpips.LPIPS, lpips.FILE),
+    "vgg": TrunkLoss(perceptual.VGG, perceptual.VGG_FILE),
+    "clip": TrunkLoss(perceptual.CLIP, perceptual.CLIP_FILE),
+    "lpips": TrunkLoss(perceptual.LPIPS, perceptual.LPIPS_FILE),
 }
 
 

@@ -1,8 +1,8 @@
 """Aligned LR and HR crops -> more varied ones; what each augmentation may be used for is a table.
 
-A cached expert saw one image once: it never saw that image jittered, blurred, rescaled or mixed, so its cached output
-does not belong to such an input. Those augmentations are refused for caches and valid where experts run live or where
-the expert itself is trained. Legend: B batch, C channels, H and W height and width.
+A cached output belongs to the image that the expert was run on, not to that image jittered, blurred, rescaled or mixed.
+Those augmentations are refused for caches and valid where experts run live or where the expert itself is trained.
+Legend: B batch, C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))  # cross product
 
 # Name -> why a cached expert's output would no longer belong to its input; flips and rotations are handled by caches.
 LIVE_ONLY = {
-    "jitter": "the cached experts have not seen the recoloured image",
-    "blur": "the cached experts have not seen the blurred image",
-    "crop_scale": "the cached experts have not seen the rescaled image",
-    "cutblur": "the cached experts have not seen the pasted image",
+    "jitter": "the cached experts were not run on the recoloured image",
+    "blur": "the cached experts were not run on the blurred image",
+    "crop_scale": "the cached experts were not run on the rescaled image",
+    "cutblur": "the cached experts were not run on the pasted image",
     "mixup": "the experts are not linear: their output for a mixture is not the mixture of their outputs",
 }
 
@@ -147,7 +147,7 @@ def _jitter(lr_CHW: Tensor, hr_CHW: Tensor, chance: np.random.Generator) -> tupl
 def _cutblur(lr_CHW: Tensor, hr_CHW: Tensor, chance: np.random.Generator) -> Tensor:
     """CutBlur (Yoo et al. 2020) for networks that take LR-size input.
 
-    There the paste is HR into the enlarged LR. At LR size the same lesson, where to sharpen and where not, is taught
+    There the paste is HR into the enlarged LR. At LR size the same task, where to sharpen and where not, is posed
     by a rectangle of point-sampled HR (sharp, aliased) in place of the smoothly downscaled pixels.
     """
     height, width = lr_CHW.shape[-2:]

@@ -1,4 +1,4 @@
-"""What one training step sees, whatever it came from.
+"""A training batch, and the interface of the sources that give it.
 
 Legend: B batch, E experts, C channels, H and W height and width (of LR for lr and feats, of HR for hr and sr).
 All images float32, nominally in [0, 1].

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fusion.training.settings import AugmentSettings, TrainSettings
 
-FEATURE_ITEMS = 32  # about as many as show what a channel's mean and spread are
+FEATURE_ITEMS = 32  # enough for a channel's mean and spread; all of them would read the whole cache
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class CacheSource:
 
 
 def as_train_batch(batch: FusionBatch) -> TrainBatch:
-    """The reader's batch as the loop knows it."""
+    """The reader's batch as a training batch."""
     assert batch.hr_BCHW is not None
     return TrainBatch(batch.items, batch.lr_BCHW, batch.hr_BCHW, batch.sr_BECHW, batch.feats, batch.experts)
 
@@ -121,7 +121,7 @@ def may_turn(augment: AugmentSettings, reader: CacheReader) -> bool:
     """Whether patches are flipped and rotated.
 
     A network's features of a turned image are not its features, turned: which channel sees a horizontal edge, or the
-    upper left sub-pixel, is not up for change. What it costs: docs/results/fusion-experiments.md.
+    upper left sub-pixel, is fixed by its weights. The measured loss: docs/results/fusion-experiments.md.
     """
     wanted, rotate = augment.flip, augment.rotate
     if wanted != rotate:
@@ -130,7 +130,7 @@ def may_turn(augment: AugmentSettings, reader: CacheReader) -> bool:
     right = exact or not any(reader.channels.values())
     if wanted and not right:
         cure = "leave it out, extract the cache with --dihedral, or set network.settings.features=none"
-        what = "cached features cannot be flipped: no expert said them of a flipped image"
+        what = "cached features cannot be flipped: no expert was run on the flipped image"
         raise Refusal(what, where="augment.flip", cure=cure)
     if wanted is None and not right:
         log.info("patches are not flipped or rotated: the cache has the features of upright images only (--dihedral)")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from fusion.training.settings import TrainSettings
 
-CONTEXT = 8  # LR pixels around a crop that are degraded with it and then cut off
-_HELD_OUT_SEED = 0  # of no run: scores of different runs must compare
+CONTEXT = 8  # LR pixels around a crop that are degraded with it and then cut off: blur and JPEG see the cut there
+_HELD_OUT_SEED = 0  # not the run's: scores of different runs must be comparable
 
 
 def mixed(settings: DegradeSettings | None) -> DegradeSettings | None:
@@ -55,8 +55,8 @@ def refuse_for_fusion(settings: TrainSettings) -> None:
         return
     if settings.data.degrade is not None:
         raise Refusal(
-            "cannot be used for fusion: a cache holds what the experts made of the LR images it was extracted from, "
-            "not of other ones",
+            "cannot be used for fusion: a cache holds the experts' outputs for the LR images it was extracted from, "
+            "not for other ones",
             where="data.degrade",
             cure="train the experts with it, or extract a cache from degraded LR images",
         )

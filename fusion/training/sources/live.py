@@ -1,6 +1,6 @@
 """HR image folders and running experts -> training batches as a cache gives them, with every augmentation allowed.
 
-Experts see each crop with `CONTEXT` LR pixels around it, which are cut off their answers.
+Experts see each crop with `CONTEXT` LR pixels around it, which are cut off their outputs.
 Legend: B batch, E experts, C channels, H and W height and width.
 """
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from fusion.training.settings import TrainSettings
 
     # lr_BCHW -> (sr_BECHW, feats by name)
-    Ask = Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]
+    RunExperts = Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]
 
-CONTEXT = 8
+CONTEXT = 8  # LR pixels on each side: keeps most of an expert's border effects outside the crop
 FIT_STEPS = 16  # batches that the base is fitted on: a cache offers all its items, running experts are slow
 FEATURE_STEPS = 4  # and on how many of them their features' channels are measured
 
@@ -37,11 +37,16 @@ class LiveSource:
     fit_border = 0  # the context is cut off already
 
     def __init__(
-        self, settings: TrainSettings, slots: tuple[ExpertSlot, ...], ask: Ask, rank: int = 0, world: int = 1
+        self,
+        settings: TrainSettings,
+        slots: tuple[ExpertSlot, ...],
+        run_experts: RunExperts,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         data = settings.data.model_copy(update={"patch": settings.data.patch + 2 * CONTEXT})
         self._folder = FolderSource(settings.model_copy(update={"data": data}), rank, world)
-        self._slots, self._ask = slots, ask
+        self._slots, self._run_experts = slots, run_experts
 
     @property
     def fingerprint(self) -> str:
@@ -55,32 +60,32 @@ class LiveSource:
         return self._slots
 
     def raw_batches(self, steps: range, workers: int) -> Iterator[RawPairs]:
-        """LR and HR crops; the experts are not asked yet."""
+        """LR and HR crops; the experts are not run yet."""
         return self._folder.raw_batches(steps, workers)
 
     def finish(self, raw: RawPairs, device: torch.device) -> TrainBatch:
-        """Ask the experts, then cut the context off."""
-        return _without_context(self._answered(self._folder.finish(raw, device)))
+        """Run the experts, then cut the context off."""
+        return _without_context(self._with_outputs(self._folder.finish(raw, device)))
 
     def fit_items(self) -> Iterator[TrainBatch]:
         """The first batches of training crops."""
         batches = self._folder.raw_batches(range(FIT_STEPS), 0)
-        return (_without_context(self._answered(self._folder.finish(raw, torch.device("cpu")))) for raw in batches)
+        return (_without_context(self._with_outputs(self._folder.finish(raw, torch.device("cpu")))) for raw in batches)
 
     def feature_items(self) -> Iterator[TrainBatch]:
         """The first few of the same."""
         return islice(self.fit_items(), FEATURE_STEPS)
 
     def held_out(self) -> Iterator[TrainBatch]:
-        """Whole held-out images with the experts' answers."""
-        return (self._answered(batch) for batch in self._folder.held_out())
+        """Whole held-out images with the experts' outputs."""
+        return (self._with_outputs(batch) for batch in self._folder.held_out())
 
     def image_of(self, item: str) -> str:
         """Items are images here."""
         return item
 
-    def _answered(self, batch: TrainBatch) -> TrainBatch:
-        sr_BECHW, feats = self._ask(batch.lr_BCHW)
+    def _with_outputs(self, batch: TrainBatch) -> TrainBatch:
+        sr_BECHW, feats = self._run_experts(batch.lr_BCHW)
         names = tuple(slot.name for slot in self._slots)
         return TrainBatch(batch.items, batch.lr_BCHW, batch.hr_BCHW, sr_BECHW, feats, names)
 

@@ -1,4 +1,4 @@
-"""A source and a range of steps -> finished batches in order, and how long training had to wait for them."""
+"""A source and a range of steps -> finished batches in order, and how long training waited for them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def step_loader(draw: Callable[[int], Any], steps: range, workers: int) -> Itera
     """`draw(step)` for every step, in order, made ahead by the workers."""
     loader = DataLoader(
         StepDataset(draw),
-        batch_size=None,
+        batch_size=None,  # a step's number is the index: batches are drawn whole
         sampler=list(steps),
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # its own: the loader would draw its workers' seed from torch's
     )
     return iter(loader)
 
@@ -51,7 +51,7 @@ class Waiting:
 
     @property
     def share(self) -> float:
-        """The share of the time since the start that training stood still for data."""
+        """The share of the time since the start in which training waited for data."""
         return self.waited / max(time.perf_counter() - self._begun, 1e-9)
 
 
@@ -63,7 +63,7 @@ def stream(
         return
     raw_batches = source.raw_batches(steps, workers)
     for step in steps:
-        asked = time.perf_counter()
+        begun = time.perf_counter()
         raw = next(raw_batches)
-        waiting.waited += time.perf_counter() - asked
+        waiting.waited += time.perf_counter() - begun
         yield step, source.finish(raw, device)

@@ -1,4 +1,4 @@
-"""Seed, purpose and place in the run -> random numbers. Nothing is remembered, so resuming changes nothing.
+"""Seed, purpose and place in the run -> random numbers. Stateless, so resuming changes nothing.
 
 Every random decision of training is a pure function of (seed, purpose, step, sample): the number of workers, a kill
 and a resume, or the number of processes change nothing.
@@ -13,7 +13,10 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What the numbers are for; streams of different purposes are independent."""
+    """What the numbers are for; streams of different purposes are independent.
+
+    The values are part of every seed: changing one changes all runs.
+    """
 
     CROP = 1
     AUGMENT = 2

@@ -34,7 +34,7 @@ MODEL, BICUBIC, DEGRADED = "model", "bicubic", " degraded"
 class ExpertTask:
     """Trains one of the networks that train.py offers.
 
-    Where it learns from degraded images, these decide which weights are best, and clean ones are looked at.
+    Where it is trained on degraded images, these decide which weights are best; clean ones are only scored.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ExpertTask:
         return table
 
     def pictures(self, network: nn.Module, count: int) -> Mapping[str, Tensor]:
-        """The first held-out images as the network sees them now."""
+        """The network's output for the first held-out images."""
         shown: dict[str, Tensor] = {}
         for batch, _ in zip(self.source.held_out(), range(count), strict=False):
             shown[f"{batch.items[0]}/model"] = self._run(network, batch)[0].clamp(0, 1)

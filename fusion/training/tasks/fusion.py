@@ -21,7 +21,7 @@ from fusion.training.judge.scores import ScoreTable
 from fusion.training.judge.shrinkage import error_moments_of, fit_shrinkage, gain_db
 from fusion.training.sources.sampling import Purpose, draw
 from fusion.training.tasks.initial_statistics import initial_statistics_of
-from fusion.training.tasks.networks import first_weights_seed
+from fusion.training.tasks.networks import initial_weights_seed
 from fusion.training.tasks.pictures import fusion_pictures
 from fusion.training.tasks.task import Prediction
 from imaging.refusal import Refusal
@@ -49,7 +49,7 @@ class FusionTask:
     judged = FUSED
 
     def __init__(self, settings: TrainSettings, source: FusionSource, base: BaseRecord | None = None) -> None:
-        """`base` in place of what is measured on the source: for a first look at a network's pace."""
+        """`base` in place of what is measured on the source: used where only a network's speed is measured."""
         if settings.network.name != "fusion":
             raise Refusal(
                 f"'{settings.network.name}' is no fusion network", where="network.name", cure="set it to fusion"
@@ -57,17 +57,17 @@ class FusionTask:
         if settings.export.dtype != "fp32":
             raise Refusal("a fusion model is stored as fp32", where="export.dtype", cure="leave it out")
         if settings.data.hold_out < 2:
-            what = "one half of the held-out images chooses the weights, the other judges: 1 is no two halves"
+            what = "one half of the held-out images chooses the weights, the other judges: 1 image is no two halves"
             raise Refusal(what, where="data.hold_out", cure="hold out at least 2 images")
         self._settings = settings
         self.source = source
         document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
         fusion = parse_settings(FusionSettings, document, where="network.settings")
-        fits = initial_statistics_of(source, settings.run) if base is None else None
-        torch.manual_seed(first_weights_seed(settings.network, settings.seed))
-        self.network = FusionSR(fusion, fits.base if fits is not None else base)
-        if fits is not None:
-            self.network.set_feature_moments(fits.moments)
+        statistics = initial_statistics_of(source, settings.run) if base is None else None
+        torch.manual_seed(initial_weights_seed(settings.network, settings.seed))
+        self.network = FusionSR(fusion, statistics.base if statistics is not None else base)
+        if statistics is not None:
+            self.network.set_feature_moments(statistics.moments)
 
     def predict(self, network: nn.Module, batch: TrainBatch, step: int) -> Prediction:
         """The fused image of the experts that are not left out in this step."""
@@ -78,7 +78,7 @@ class FusionTask:
         return self._table(network, self._half(0))
 
     def pictures(self, network: nn.Module, count: int) -> Mapping[str, Tensor]:
-        """What there is to see of the first held-out images."""
+        """Images and maps of the first held-out images, for the log."""
         shown: dict[str, Tensor] = {}
         for batch, _ in zip(self._half(0), range(count), strict=False):
             weights_E = self.network.base.weights(batch.experts)[-1]
@@ -86,7 +86,7 @@ class FusionTask:
         return shown
 
     def export(self, path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
-        """A fusion model file; what the gate said is in its record."""
+        """A fusion model file; the gate's decision is in its record."""
         model = FusionSR(self.network.settings, self.network.base.record, self._record(provenance))
         model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
         save_model(model, path)
@@ -99,18 +99,18 @@ class FusionTask:
         network.load_state_dict(model.state_dict())
 
     def conclude(self, network: nn.Module, run: Path) -> Mapping[str, Any]:  # noqa: ARG002 (the loop's protocol)
-        """How much to believe, by the half of the held-out images that chose the weights; the gate, by the other."""
+        """Shrinkage from the half of the held-out images that chose the weights; the gate's decision from the other."""
         assert isinstance(network, FusionSR)
-        network.record = TrainingRecord()  # until it is known how much to believe: all
-        everything = len(self.source.slots)
-        belief = fit_shrinkage(self._lessons(network, 0, everything))
-        fewer = tuple(self._belief_with(network, count) for count in range(1, everything))
-        network.record = TrainingRecord(belief=belief, fewer=fewer)
-        log.info("of what was learned, %.3f is believed; with 1, 2, ... experts %s", belief, _listed(fewer))
+        network.record = TrainingRecord()  # shrinkage 1 while it is measured
+        known = len(self.source.slots)
+        shrinkage = fit_shrinkage(self._error_moments(network, 0, known))
+        fewer = tuple(self._shrinkage_with(network, count) for count in range(1, known))
+        network.record = TrainingRecord(shrinkage=shrinkage, fewer=fewer)
+        log.info("shrinkage %.3f; with 1, 2, ... experts %s", shrinkage, _listed(fewer))
         table = self._table(network, self._half(1))
         log.info("the gate's images\n%s", table.text(FUSED))
         verdict = self._gate(table)
-        return {"belief": belief, "fewer": fewer, "gate": asdict(verdict), "gate_scores": table.as_dict()}
+        return {"shrinkage": shrinkage, "fewer": fewer, "gate": asdict(verdict), "gate_scores": table.as_dict()}
 
     def _gate(self, table: ScoreTable) -> GateDecision:
         """Is the fused image better than the base, image by image?"""
@@ -127,13 +127,13 @@ class FusionTask:
         log.info("gate: %s (%s, %d images)", verdict.reason, interval, verdict.images)
         return verdict
 
-    def _belief_with(self, network: FusionSR, count: int) -> float:
-        """The share with `count` experts; 0 where it does not help the gate's images: then the base is given."""
-        belief = fit_shrinkage(self._lessons(network, 0, count))
-        return belief if gain_db(list(self._lessons(network, 1, count)), belief) > 0 else 0.0
+    def _shrinkage_with(self, network: FusionSR, count: int) -> float:
+        """The factor with `count` experts; 0 (the output is the base) where it does not improve the gate's images."""
+        factor = fit_shrinkage(self._error_moments(network, 0, count))
+        return factor if gain_db(list(self._error_moments(network, 1, count)), factor) > 0 else 0.0
 
-    def _lessons(self, network: FusionSR, half: int, count: int) -> Iterator[ErrorMoments]:
-        """Of each image of a half, what was learned with `count` experts: one choice of them after the other."""
+    def _error_moments(self, network: FusionSR, half: int, count: int) -> Iterator[ErrorMoments]:
+        """Of each image of a half, with `count` experts: the subsets of that size take turns over the images."""
         choices = cycle(combinations(range(len(self.source.slots)), count))
         for batch, kept in zip(self._half(half), choices, strict=False):
             output = self._fused(network, _only(batch, kept))
@@ -176,7 +176,7 @@ class FusionTask:
             return TrainingRecord(steps=int(provenance["step"]), details=dict(provenance))
         return TrainingRecord(
             verdict="fused" if gate["passed"] else "base",
-            belief=provenance["belief"],
+            shrinkage=provenance["shrinkage"],
             fewer=provenance["fewer"],
             steps=int(provenance["step"]),
             gain_db=gate["gain_db"],

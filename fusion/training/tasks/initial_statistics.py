@@ -1,6 +1,6 @@
-"""A fusion source -> what is measured on it before the first step: the base, and every channel's mean and spread.
+"""A fusion source -> the initial statistics of a run: the base, and every feature channel's mean and spread.
 
-Done once per run and kept in its folder; a resumed run and the other processes read what was measured.
+Done once per run and kept in its folder; a resumed run and the other processes read that file.
 Axes: B batch, C an expert's feature channels, N the pixels of a batch.
 """
 
@@ -32,6 +32,7 @@ def fit_moments(items: Iterable[Mapping[str, Tensor]]) -> Moments:
     sums: dict[str, Tensor] = {}
     for feats in items:
         for name, feat_BCHW in feats.items():
+            # float64: the variance is a difference of two large sums.
             feat_CN = feat_BCHW.transpose(0, 1).flatten(1).double()
             count_C = torch.full_like(feat_CN[:, 0], feat_CN.shape[1])
             terms_3C = torch.stack([count_C, feat_CN.sum(1), feat_CN.square().sum(1)])
@@ -45,6 +46,7 @@ def _moments(name: str, terms_3C: Tensor) -> tuple[Tensor, Tensor]:
     count_C, sum_C, square_C = terms_3C
     mean_C = sum_C / count_C
     spread_C = (square_C / count_C - mean_C.square()).clamp(min=0).sqrt().float()
+    # A dead channel has spread 0: dividing by it would make every later value infinite.
     return mean_C.float(), torch.where(spread_C > 0, spread_C, torch.ones_like(spread_C))
 
 
@@ -78,9 +80,9 @@ def initial_statistics_of(source: FusionSource, run: Path) -> InitialStatistics:
         found = parse_settings(InitialStatistics, json.loads(path.read_text(encoding="utf-8")), where=str(path))
         if found.fingerprint == source.fingerprint:
             return found
-    fits = _measure(source)
-    write_text(path, json.dumps(fits.model_dump(mode="json")))
-    return fits
+    statistics = _measure(source)
+    write_text(path, json.dumps(statistics.model_dump(mode="json")))
+    return statistics
 
 
 def _measure(source: FusionSource) -> InitialStatistics:

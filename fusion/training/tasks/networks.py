@@ -34,7 +34,7 @@ def find_kind(kinds: Mapping[str, NetworkKind], name: str) -> NetworkKind:
 
 
 def build_network(kinds: Mapping[str, NetworkKind], settings: NetworkSettings, seed: int, scale: int = 4) -> nn.Module:
-    """The named network of that scale, with seeded first weights; settings that its constructor lacks are refused."""
+    """The named network of that scale, with seeded initial weights; settings that its constructor lacks are refused."""
     kind = find_kind(kinds, settings.name)
     wanted = {kind.scale_setting: scale, **_tuples(settings.settings)}
     if wanted[kind.scale_setting] != scale:
@@ -43,14 +43,14 @@ def build_network(kinds: Mapping[str, NetworkKind], settings: NetworkSettings, s
             where=f"network.settings.{kind.scale_setting}",
             cure="set data.scale, and leave the network's out",
         )
-    torch.manual_seed(first_weights_seed(settings, seed))
+    torch.manual_seed(initial_weights_seed(settings, seed))
     try:
         return kind.build(**wanted)
     except (TypeError, ValueError) as error:
         raise Refusal(f"cannot be built: {error}", where="network.settings", cure="correct that setting") from error
 
 
-def first_weights_seed(settings: NetworkSettings, seed: int) -> int:
+def initial_weights_seed(settings: NetworkSettings, seed: int) -> int:
     """The network's own seed where it has one, else the run's."""
     return seed if settings.seed is None else settings.seed
 

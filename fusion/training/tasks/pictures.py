@@ -1,4 +1,4 @@
-"""A held-out image, what the experts and the network say of it -> images to look at in the log.
+"""A held-out image, its experts' images and the network's output -> images for the log.
 
 Whole images as they are stored: never flipped, cut or otherwise augmented. Legend: B batch (1), E experts, C channels,
 H and W height and width of the high-resolution image.
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from fusion.network.interface import FusionOutput
     from fusion.training.sources.batch import TrainBatch
 
-# Training moves the image by a grey level or two and gates by hundredths: shown as they are, both would look still.
+# Training changes the image by a grey level or two and gates by hundredths: invisible unless amplified.
 CHANGE_GAIN, GATE_GAIN = 16, 8
 
 
 def fusion_pictures(batch: TrainBatch, output: FusionOutput, base_weights_E: Sequence[float]) -> dict[str, Tensor]:
-    """Name -> (3,H,W) in [0, 1]: truth, experts, base, fused, and what was changed; maps of what decided it."""
+    """Name -> (3,H,W) in [0, 1]: truth, experts, base, fused, and their difference; gates and difficulty."""
     assert batch.sr_BECHW is not None
     item, base_CHW, fused_CHW = batch.items[0], output.base_BCHW[0].cpu(), output.image_BCHW[0].cpu()
     shown = {"truth": batch.hr_BCHW[0], "base": base_CHW, "fused": fused_CHW}

@@ -1,4 +1,4 @@
-"""What the loop needs to know of a task, so that one loop trains experts and fusion alike."""
+"""The interface of a task, so that one loop trains experts and fusion alike."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network made of a batch: the HR-size image, not clamped, and its load-balance term if it has one."""
+    """The network's output for a batch: the HR-size image, not clamped, and its load-balance term if it has one."""
 
     image_BCHW: Tensor
     balance: Tensor | None = None
 
 
 class Task(Protocol):
-    """A network, its data, and how the two meet."""
+    """A network, its data, and the forward pass that joins them."""
 
     @property
     def network(self) -> nn.Module:
@@ -46,11 +46,11 @@ class Task(Protocol):
         ...
 
     def validate(self, network: nn.Module) -> ScoreTable:
-        """Whole held-out images through the averaged network, and what it is compared with."""
+        """Scores of the averaged network on whole held-out images, and of what it is compared with."""
         ...
 
     def pictures(self, network: nn.Module, count: int) -> Mapping[str, Tensor]:
-        """A few images to look at in the log, (3,H,W) in [0, 1] each."""
+        """A few images for the log, (3,H,W) in [0, 1] each."""
         ...
 
     def export(self, path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
@@ -62,5 +62,5 @@ class Task(Protocol):
         ...
 
     def conclude(self, network: nn.Module, run: Path) -> Mapping[str, Any]:
-        """What is decided once training is over (the gate); goes into the summary and the file's header."""
+        """Decisions taken after training (the gate); they go into the summary and the file's header."""
         ...

@@ -1,4 +1,4 @@
-"""Training all within minutes: what is planned fits, children end in time, runs go on where they stopped."""
+"""Training all within a time budget: plans fit it, subprocesses end in time, runs resume where they stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cache_tools.__main__ import main as cache_command
 from cache_tools.read.reader import CacheReader
 from experts.open import open_experts
 from fusion.network.save import load_model
-from fusion.train_all import train_all as everything
+from fusion.train_all import train_all
 from fusion.train_all.subprocess_pool import Ended, run_subprocesses
 from fusion.train_all.time_budget import LEAST_STEPS, SPARE, VALIDATIONS, plan_steps
 from fusion.training.dry_run import Probe
@@ -50,7 +50,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_children_end_by_themselves_or_at_the_deadline(tmp_path):
+def test_subprocesses_end_by_themselves_or_at_the_deadline(tmp_path):
     commands = {
         "done": python("print(7)"),
         "bad": python("import sys; sys.exit('refused: no such thing')"),
@@ -70,7 +70,7 @@ def test_children_end_by_themselves_or_at_the_deadline(tmp_path):
 
 
 def here(commands, *, folder, at_once, deadline):
-    """As `run_children`, in this process: starting Python takes longer than what these runs do."""
+    """As `run_subprocesses`, in this process: starting Python takes longer than what these runs do."""
     ended = {}
     for name, (_, *words) in commands.items():
         output = io.StringIO()
@@ -132,9 +132,9 @@ def words(parts: Path, work: Path, *more: str) -> list[str]:
 
 
 def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(everything, "run_children", here)
+    monkeypatch.setattr(train_all, "run_subprocesses", here)
     command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0")
-    assert everything.main(command) == 0
+    assert train_all.main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report.keys() == {STARTED, "bob", "fusion"} and all(one["over"] for one in report.values())
     out = tmp_path / "out"
@@ -149,7 +149,7 @@ def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatc
     model = load_model(out / "fusion.safetensors")
     assert model.settings.names == (STARTED, "bob")
     assert [slot.sha256 for slot in model.settings.experts] == [expert.identity.weights_sha256 for expert in experts]
-    # Steps of a millionth leave the weights where they started: one from its file, the other from its first weights.
+    # Steps of a millionth leave the weights where they started: one from its file, the other from its random ones.
     given, trained, other = (
         load_file(path) for path in (parts / "start/ann.safetensors", out / "ann.safetensors", out / "bob.safetensors")
     )
@@ -159,27 +159,27 @@ def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatc
     assert {run["steps"] for run in plan["runs"].values()} == {12} and plan["used"] > 0
 
     monkeypatch.setattr(
-        everything, "run_children", lambda commands, **_: {} if not commands else pytest.fail(str(commands))
+        train_all, "run_subprocesses", lambda commands, **_: {} if not commands else pytest.fail(str(commands))
     )
-    assert everything.main(command) == 0, "all is over: nothing may run again"
-    with pytest.raises(Refusal, match="planned with other words"):
-        everything.main([*command[:-2], "--scratch"])
+    assert train_all.main(command) == 0, "all is over: nothing may run again"
+    with pytest.raises(Refusal, match="planned with other settings"):
+        train_all.main([*command[:-2], "--scratch"])
 
 
 def test_the_fusion_learns_from_every_flip_and_rotation(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(everything, "run_children", here)
+    monkeypatch.setattr(train_all, "run_subprocesses", here)
     command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0", "--dihedral")
-    assert everything.main(command) == 0
+    assert train_all.main(command) == 0
     assert json.loads(capsys.readouterr().out)["fusion"]["over"]
     entries = CacheReader(tmp_path / "cache", features=False).entries
     assert len(entries) == 8 * sum(entry.dihedral == 0 for entry in entries) > 0
-    with pytest.raises(Refusal, match="planned with other words"):
-        everything.main(command[:-1])
+    with pytest.raises(Refusal, match="planned with other settings"):
+        train_all.main(command[:-1])
 
 
-def test_what_was_stopped_goes_on_and_its_best_is_taken_home(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(everything, "run_children", here)
-    assert everything.main(words(parts, tmp_path / "whole")) == 0
+def test_what_was_stopped_is_resumed_and_its_best_so_far_is_collected(parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_all, "run_subprocesses", here)
+    assert train_all.main(words(parts, tmp_path / "whole")) == 0
     real = loop.take_step
 
     def until_step_seven(state, *rest):
@@ -189,19 +189,19 @@ def test_what_was_stopped_goes_on_and_its_best_is_taken_home(parts, tmp_path, mo
 
     monkeypatch.setattr(loop, "take_step", until_step_seven)
     capsys.readouterr()
-    assert everything.main(words(parts, tmp_path / "cut")) == 1
+    assert train_all.main(words(parts, tmp_path / "cut")) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["bob"]["over"] and report["bob"]["psnr_y"] > 5 and report["bob"]["trouble"] is None
     (expert,) = open_experts([str(tmp_path / "cut/out/bob.safetensors")])
     assert expert.identity.architecture == "EDSR"
     monkeypatch.setattr(loop, "take_step", real)
-    assert everything.main(words(parts, tmp_path / "cut")) == 0
+    assert train_all.main(words(parts, tmp_path / "cut")) == 0
     whole, cut = (load_file(tmp_path / name / "out/bob.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
 def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(everything, "run_children", here)
+    monkeypatch.setattr(train_all, "run_subprocesses", here)
     (tmp_path / "start").mkdir()
     write_tiny_expert(tmp_path / "start/bob.safetensors", seed=0)
     wide = parts / "bob.yaml"
@@ -215,7 +215,7 @@ def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, mo
     command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0")
     command[command.index(str(wide))] = str(tmp_path / "bob.yaml")
     command[command.index(str(parts / "start"))] = str(tmp_path / "start")
-    assert everything.main(command) == 1
+    assert train_all.main(command) == 1
     report = json.loads(capsys.readouterr().out)
     assert report[STARTED]["over"] and "fusion" not in report
     assert "does not fit the network" in report["bob"]["trouble"] and report["bob"]["file"] is None
@@ -225,6 +225,6 @@ def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, mo
 def test_it_works_with_real_processes(parts, tmp_path, capsys):
     command = words(parts, tmp_path)
     command.remove(str(parts / f"{STARTED}.yaml"))
-    assert everything.main(command) == 0
+    assert train_all.main(command) == 0
     assert json.loads(capsys.readouterr().out)["bob"]["over"]
     assert "step" in (tmp_path / "bob.log").read_text() and (tmp_path / "bob.probe.log").is_file()

@@ -1,4 +1,4 @@
-"""The seed's seven phases, laid out as its description gives them, as a reference for cost alone.
+"""The original document's seven phases at the sizes it gives, as a reference for cost alone.
 
 Nothing here is used for fusing images: `python -m fusion bench` counts and times it against `FusionSR`, so that "ten
 times cheaper" is a measurement. Phases 5, 7a and 7b run at HR size, attention and LKA at every band and every expert.
@@ -47,7 +47,7 @@ class PixelAttention(nn.Module):
         return mixed.reshape(batch, height, columns, tokens, width).permute(0, 3, 4, 1, 2)
 
 
-class SeedCrossBand(nn.Module):
+class OriginalCrossBand(nn.Module):
     """Phase 3: project to 64, attend across bands, gate, one LKA block for all nine bands, back to colours."""
 
     def __init__(self) -> None:
@@ -62,11 +62,11 @@ class SeedCrossBand(nn.Module):
         """Nine bands -> the nine enhanced ones, concatenated."""
         tokens = self.project(bands_BKCHW.flatten(1, 2)).unflatten(1, (BANDS, -1))
         tokens = tokens + self.gates_K.softmax(0)[:, None, None, None] * self.attention(tokens)
-        seen = self.lka(tokens.flatten(0, 1)).unflatten(0, (-1, BANDS))
-        return self.back(seen.flatten(1, 2))
+        mixed = self.lka(tokens.flatten(0, 1)).unflatten(0, (-1, BANDS))
+        return self.back(mixed.flatten(1, 2))
 
 
-class SeedCollaboration(nn.Module):
+class OriginalCollaboration(nn.Module):
     """Phase 4: features to 128, attention across experts, LKA for every expert, consensus, modulation."""
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -90,7 +90,7 @@ class SeedCollaboration(nn.Module):
         return sr_BECHW * (1 + 0.2 * m)
 
 
-class SeedLevel(nn.Module):
+class OriginalLevel(nn.Module):
     """One level of phase 5 at its own resolution."""
 
     def __init__(self, inputs: int) -> None:
@@ -106,16 +106,16 @@ class SeedLevel(nn.Module):
         return self.out(y * self.gate(y))
 
 
-class SeedFusion(nn.Module):
-    """All phases in the seed's order."""
+class OriginalFusion(nn.Module):
+    """All phases in the original order."""
 
     def __init__(self, channels: Sequence[int], refine_width: int) -> None:
         super().__init__()
         experts = len(channels)
         self.bands = FrequencyBands(BandsSettings())
-        self.cross_band = SeedCrossBand()
-        self.collaboration = SeedCollaboration(channels)
-        self.levels = nn.ModuleList(SeedLevel(3 * experts + (3 if index else 0)) for index in range(3))
+        self.cross_band = OriginalCrossBand()
+        self.collaboration = OriginalCollaboration(channels)
+        self.levels = nn.ModuleList(OriginalLevel(3 * experts + (3 if index else 0)) for index in range(3))
         self.routing = nn.Sequential(nn.Conv2d(BANDS * 3 + GUIDANCE, 32, 1), nn.GELU(), nn.Conv2d(32, experts, 1))
         self.difficulty = nn.Sequential(conv(3, 32), nn.ReLU(), conv(32, 32), nn.ReLU(), conv(32, 1), nn.Sigmoid())
         self.gates = nn.Sequential(conv(3, 32), nn.ReLU(), conv(32, 32), nn.ReLU(), nn.Conv2d(32, experts, 1))
@@ -170,12 +170,12 @@ class SeedFusion(nn.Module):
         return (1 - blend) * fused + blend * (gates.unsqueeze(2) * sr_BECHW).sum(dim=1)
 
 
-def seed_of_size(channels: Sequence[int], parameters: int) -> SeedFusion:
-    """The seed's layout with the refinement width that brings it nearest to `parameters`."""
+def original_of_size(channels: Sequence[int], parameters: int) -> OriginalFusion:
+    """The original layout with the refinement width that brings it nearest to `parameters`."""
 
     def distance(width: int) -> int:
-        return abs(sum(p.numel() for p in SeedFusion(channels, width).parameters()) - parameters)
+        return abs(sum(p.numel() for p in OriginalFusion(channels, width).parameters()) - parameters)
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # parameters are only counted: none is allocated
         best = min(range(8, 161), key=distance)
-    return SeedFusion(channels, best)
+    return OriginalFusion(channels, best)

@@ -1,4 +1,4 @@
-"""The optional last steps keep what they promise: LR consistency and the envelope."""
+"""The optional hard constraints after phase 7 hold: LR consistency and the envelope."""
 
 from __future__ import annotations
 
