@@ -30,7 +30,7 @@ THEME = Base(primary_hue="teal", neutral_hue="slate", radius_size="md", font=_FO
 def build_page(studio: Studio, desk: JobQueue, folders: Folders) -> gr.Blocks:
     """Everything there is to see."""
     with gr.Blocks(title="Studio", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.HTML(masthead(studio.workshop.whole))
+        gr.HTML(masthead(studio.workshop.full))
         with gr.Tabs():
             with gr.Tab("Images", id="images"):
                 build_upscale_tab(studio, desk)

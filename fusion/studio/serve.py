@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fusion.inference.model_selection import DEFAULT
 from fusion.refinement.presets import PRESETS
 from fusion.studio.folders import Folders
-from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelWords, RefineWords
+from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelSettings, RefinerSettings
 from fusion.studio.jobs.job_queue import JobQueue
 from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.work import Studio
@@ -26,6 +26,8 @@ from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from fusion.studio.jobs.ensemble_cache import BuildEnsemble
 
 log = logging.getLogger(__name__)
 
@@ -41,34 +43,35 @@ _SILENT = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Open everything, then answer until Ctrl-C."""
-    words = _parse(arguments)
+def main(arguments: Sequence[str], *, build: BuildEnsemble, default_device: str) -> int:
+    """Open everything, then serve until Ctrl-C; `build` is `infer.build`, handed over by the front door."""
+    options = _parse(arguments)
     if find_spec("gradio") is None:
         cure = "pip install 'championship-sr[studio]'"
         raise Refusal("gradio is not installed", where="python -m fusion serve", cure=cure)
-    limits = Limits(words.max_mb, words.max_pixels, words.max_images)
-    folders = Folders.of(words.caches, words.runs)
-    refine = _refinement(words)
-    experts = tuple(words.experts.split(",")) if words.experts else None
+    limits = Limits(options.max_mb, options.max_pixels, options.max_images)
+    folders = Folders.of(options.caches, options.runs)
+    refine = _refinement(options)
+    experts = tuple(options.experts.split(",")) if options.experts else None
     with (
         tempfile.TemporaryDirectory(prefix="studio-") as folder,
-        closing(_bound(words.host, words.port)) as door,
+        closing(_bound(options.host, options.port)) as door,
     ):
         os.environ.update(_SILENT, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
-        chosen = ModelWords(words.model, experts, words.config, words.device, words.budget_head, refine)
-        workshop = EnsembleCache.of(chosen)
+        device = options.device or default_device
+        model = ModelSettings(options.model, device, experts, options.config, options.budget_head, refine)
+        workshop = EnsembleCache.of(model, build)
         studio = Studio(workshop, ResultStore(), limits, Path(folder))
-        _answer(studio, folders, door, words.host)
+        _answer(studio, folders, door, options.host)
     return DONE
 
 
-def _refinement(words: argparse.Namespace) -> RefineWords | None:
-    if words.refine_model is None:
-        if words.refine is not None or words.refine_lora is not None:
+def _refinement(options: argparse.Namespace) -> RefinerSettings | None:
+    if options.refine_model is None:
+        if options.refine is not None or options.refine_lora is not None:
             raise Refusal("needs a base model", where="--refine", cure="add --refine-model with a folder or Hub id")
         return None
-    return RefineWords(words.refine or next(iter(PRESETS)), words.refine_model, words.refine_lora)
+    return RefinerSettings(options.refine or next(iter(PRESETS)), options.refine_model, options.refine_lora)
 
 
 def _answer(studio: Studio, folders: Folders, door: socket.socket, host: str) -> None:

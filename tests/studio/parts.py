@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelWords
+import infer
+from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelSettings
 from fusion.studio.jobs.job_queue import JobQueue, Ticket
 from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.work import Studio, Wish
@@ -50,18 +51,19 @@ socket.socket.connect, socket.getaddrinfo = connect, resolve
 """
 
 
-def model_words(folder: Path, **more: Any) -> ModelWords:
+def model_settings(folder: Path, **more: Any) -> ModelSettings:
     """Two small EDSR networks with features and a stirred fusion of both, on the CPU."""
     experts = tuple(str(weights_file(folder, name, seed)) for seed, name in enumerate(("tiny-a", "tiny-b")))
     fusion_folder(folder, {"tiny-a": 16, "tiny-b": 16})
-    return ModelWords(str(folder), experts, device="cpu", **more)
+    return ModelSettings(str(folder), "cpu", experts, **more)
 
 
-def studio_of(folder: Path, words: ModelWords | None = None, limits: Limits | None = None) -> Studio:
+def studio_of(folder: Path, settings: ModelSettings | None = None, limits: Limits | None = None) -> Studio:
     """All parts but the page."""
     place = folder / "studio"
     place.mkdir()
-    return Studio(EnsembleCache.of(words or model_words(folder / "model")), ResultStore(), limits or Limits(), place)
+    ensembles = EnsembleCache.of(settings or model_settings(folder / "model"), infer.build)
+    return Studio(ensembles, ResultStore(), limits or Limits(), place)
 
 
 def studio_of_functions(folder: Path) -> Studio:

@@ -19,7 +19,7 @@ from fusion.inference.report.provenance import read_manifest, read_record
 from fusion.network import FusionSR
 from fusion.network.save import FILE_NAME
 from fusion.refinement.presets import Blend
-from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelWords, RefineWords
+from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelSettings, RefinerSettings
 from fusion.studio.jobs.job_queue import Stopped, Ticket
 from fusion.studio.jobs.progress import EnsembleProgress
 from fusion.studio.jobs.result_store import ResultStore
@@ -32,7 +32,7 @@ from imaging.resize import resize_bicubic
 from tests.experts.parts import small_network
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
 from tests.refinement.parts import need_diffusion, save_sd3
-from tests.studio.parts import model_words, save_photo, studio_of, studio_of_functions, work
+from tests.studio.parts import model_settings, save_photo, studio_of, studio_of_functions, work
 
 if TYPE_CHECKING:
     from fusion.studio.jobs.result_view import ResultView
@@ -51,7 +51,7 @@ def only(studio: Studio, ticket: Ticket) -> ResultView:
 
 def commanded(tmp_path: Path, source: Path, *words: str) -> Path:
     """The same by the command line."""
-    model = model_words(tmp_path / "again")
+    model = model_settings(tmp_path / "again")
     assert model.experts is not None
     chosen = words if "--experts" in words else ("--experts", ",".join(model.experts), *words)
     out = tmp_path / "commanded" / source.name
@@ -131,9 +131,9 @@ def test_maps_in_tiles_are_maps_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_one_expert_has_no_weights_to_show(tmp_path: Path) -> None:
-    words = model_words(tmp_path / "model")
+    words = model_settings(tmp_path / "model")
     assert words.experts is not None
-    alone = type(words)(words.experts[0], None, device="cpu")
+    alone = ModelSettings(words.experts[0], "cpu")
     studio = studio_of(tmp_path, alone)
     shown = only(studio, work(studio, Wish((save_photo(tmp_path / "a.png"),), ("tiny-a",), "fp32", Options())))
     assert shown.listed == ()
@@ -224,7 +224,7 @@ def test_progress_counts_every_call(tmp_path: Path) -> None:
 
 def test_a_folder_with_experts_of_its_own(tmp_path: Path) -> None:
     """As models are shipped: default.yaml names experts by file and the fusion; any of them can be left out."""
-    words = model_words(tmp_path / "model")
+    words = model_settings(tmp_path / "model")
     assert words.experts is not None
     names = ", ".join(f"{name}.safetensors" for name in BOTH)
     (tmp_path / "shipped").mkdir()
@@ -232,7 +232,7 @@ def test_a_folder_with_experts_of_its_own(tmp_path: Path) -> None:
         path.rename(tmp_path / "shipped" / path.name)
     (tmp_path / "shipped" / "fusion.safetensors").write_bytes((tmp_path / "model" / FILE_NAME).read_bytes())
     (tmp_path / "shipped" / "default.yaml").write_text(f"experts: [{names}]\nfusion: fusion.safetensors\n")
-    studio = studio_of(tmp_path, ModelWords(str(tmp_path / "shipped"), device="cpu"))
+    studio = studio_of(tmp_path, ModelSettings(str(tmp_path / "shipped"), "cpu"))
     assert studio.workshop.names == BOTH
     source = save_photo(tmp_path / "photo.png")
     for experts in (BOTH, ("tiny-b",)):
@@ -264,14 +264,14 @@ def test_a_budget_is_planned_as_by_the_command(tmp_path: Path) -> None:
     weights = shown.maps_MHW[dict(shown.map_names)["gate/dear"]]
     assert set(np.unique(weights[:, ::8]).tolist()) >= {0.0, 0.5}
     assert "disagreement" not in dict(shown.map_names)
-    with pytest.raises(Refusal, match="no budget head"):
-        EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names).buyer(ensemble, Options(budget=0.5))
+    with pytest.raises(Refusal, match="no budget model"):
+        EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names).budget_runner(ensemble, Options(budget=0.5))
 
 
 def test_refinement_is_that_of_the_command(tmp_path: Path) -> None:
     need_diffusion()
     base = save_sd3(tmp_path / "sd3")
-    model = model_words(tmp_path / "model", refine=RefineWords("tsdsr", str(base), None))
+    model = model_settings(tmp_path / "model", refiner=RefinerSettings("tsdsr", str(base), None))
     studio = studio_of(tmp_path, model)
     source = save_photo(tmp_path / "in" / "photo.png")
     ticket = work(studio, Wish((source,), BOTH, "fp32", Options(refine=Blend(0.5, "wavelet"))))

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import infer
+from fusion.__main__ import main
 from fusion.network import FusionSR
 from fusion.studio import serve
 from imaging.command import DONE
@@ -35,7 +36,7 @@ from tests.studio.browser import (
     take,
     take_other_tabs,
 )
-from tests.studio.parts import ROOT, make_run, model_words, save_photo, serving
+from tests.studio.parts import ROOT, make_run, model_settings, save_photo, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(place: Path) -> Iterator[str]:
     """The real command, listening."""
     need_gradio()
-    words = model_words(place / "model")
+    words = model_settings(place / "model")
     assert words.experts is not None
     chosen = ["--model", words.model, "--experts", ",".join(words.experts), "--device", "cpu", "--max-mb", "1"]
     with serving(place / "server", [*chosen, "--caches", place / "caches", "--runs", place / "runs"]) as found:
@@ -89,20 +90,20 @@ def ask(address: str, path: str, method: str = "GET", body: bytes = b"", **heade
 def test_refused_with_a_cure_where_gradio_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "find_spec", lambda _name: None)
     with pytest.raises(Refusal, match=r"gradio is not installed; pip install 'championship-sr\[studio\]'"):
-        serve.main([])
+        main(["serve"])
 
 
 def test_a_taken_port_is_refused_before_anything_is_loaded(address: str) -> None:
     with pytest.raises(Refusal, match="cannot listen.*choose another --port"):
-        serve.main(["--port", str(urlsplit(address).port), "--model", "/nowhere"])
+        main(["serve", "--port", str(urlsplit(address).port), "--model", "/nowhere"])
 
 
 def test_incomplete_words_are_refused() -> None:
     need_gradio()
     with pytest.raises(Refusal, match="needs a base model"):
-        serve.main(["--refine", "tsdsr"])
+        main(["serve", "--refine", "tsdsr"])
     with pytest.raises(Refusal, match="no such folder"):
-        serve.main(["--caches", "/nowhere/at/all"])
+        main(["serve", "--caches", "/nowhere/at/all"])
 
 
 def test_strangers_are_refused(address: str) -> None:

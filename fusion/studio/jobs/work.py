@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
     from fusion.inference.report.gallery import Gallery
-    from fusion.studio.jobs.ensemble_cache import EnsembleCache
+    from fusion.studio.jobs.ensemble_cache import EnsembleCache, Precision
     from fusion.studio.jobs.job_queue import Ticket
     from fusion.studio.jobs.result_store import ResultStore
     from fusion.studio.jobs.result_view import ResultView
@@ -38,7 +38,7 @@ class Wish:
 
     paths: tuple[Path, ...]
     experts: tuple[str, ...]
-    precision: str
+    precision: Precision
     options: Options
 
 
@@ -94,7 +94,7 @@ class Studio:
         folder = one.job.output.parent.parent
         folder.mkdir()
         try:
-            buyer = self.workshop.buyer(ensemble, options)
+            buyer = self.workshop.budget_runner(ensemble, options)
             grid = Grid.of(one.height, one.width, tile, ensemble.margin, ensemble.multiple)
             refiner = self.workshop.refiner_for(options)
             refinements = 0 if refiner is None else count_tiles(refiner.preset, SCALE * one.height, SCALE * one.width)

@@ -20,7 +20,7 @@ _MOST_POINTS = 5000  # of a curve that are kept in memory
 
 
 @dataclass(frozen=True)
-class Run:
+class RunLog:
     """One run: curve -> (steps, values), and its summary where it has ended."""
 
     scalars: dict[str, tuple[list[int], list[float]]]
@@ -32,7 +32,7 @@ class Run:
         return max((steps[-1] for steps, _ in self.scalars.values()), default=0)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunLog:
     """Its event files, repeated stretches of resumed runs replaced, and its summary."""
     run = RunFolder(folder)
     scalars: dict[str, tuple[list[int], list[float]]] = {}
@@ -43,10 +43,10 @@ def read_run(folder: Path) -> Run:
         for tag in events.Tags()["scalars"]:
             points = events.Scalars(tag)
             scalars[tag] = [point.step for point in points], [point.value for point in points]
-    return Run(scalars, _summary(run.summary))
+    return RunLog(scalars, _summary(run.summary))
 
 
-def runs_page(runs: Mapping[str, Run], smoothing: float) -> str:
+def runs_page(runs: Mapping[str, RunLog], smoothing: float) -> str:
     """A table of the runs and a chart for each curve that any of them has."""
     tags = sorted({tag for run in runs.values() for tag in run.scalars}, key=_place)
     charts, constant = [], []
@@ -67,7 +67,7 @@ def runs_page(runs: Mapping[str, Run], smoothing: float) -> str:
     return f"{keyline(list(runs))}{_overview(runs)}<p></p>{drawn}{never_changed}"
 
 
-def _overview(runs: Mapping[str, Run]) -> str:
+def _overview(runs: Mapping[str, RunLog]) -> str:
     head = ["run", "step", "state", "best step", "scores, dB"]
     rows = []
     for name, run in runs.items():

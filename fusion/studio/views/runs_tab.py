@@ -8,7 +8,7 @@ import gradio as gr
 
 from fusion.studio.uploads import sentence
 from fusion.studio.views.cards import refused_card
-from fusion.studio.views.runs import Run, read_run, runs_page
+from fusion.studio.views.runs import RunLog, read_run, runs_page
 from fusion.studio.views.upscale_tab import PRIVATE
 from imaging.refusal import Refusal
 
@@ -25,7 +25,7 @@ class RunsTab:
 
     def __init__(self, folders: Folders) -> None:
         self._folders = folders
-        self._read: dict[Path, tuple[tuple[int, float], Run]] = {}
+        self._read: dict[Path, tuple[tuple[int, float], RunLog]] = {}
 
     def build(self, tab: gr.Tab) -> None:
         """Controls and charts, read when the tab is opened."""
@@ -56,7 +56,7 @@ class RunsTab:
         kept = [name for name in names if name in known]
         return gr.update(choices=known, value=kept), self.curves(kept, smoothing)
 
-    def _run(self, folder: Path) -> Run:
+    def _run(self, folder: Path) -> RunLog:
         files = [*folder.glob("log/*"), folder / "summary.json"]
         stats = [path.stat() for path in files if path.is_file()]
         stamp = sum(one.st_size for one in stats), max((one.st_mtime for one in stats), default=0.0)

@@ -18,6 +18,7 @@ from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from fusion.refinement.presets import Colour
+    from fusion.studio.jobs.ensemble_cache import Precision
     from fusion.studio.jobs.job_queue import JobQueue, Ticket
     from fusion.studio.jobs.work import Studio
 
@@ -37,7 +38,7 @@ def build_upscale_tab(studio: Studio, desk: JobQueue) -> None:
             news = gr.HTML(elem_id="news")
             choices = [*_model_choices(studio), *_budget_choices(studio), *_refine_choices(studio)]
         with gr.Column(scale=5, min_width=320):
-            pictures = gr.HTML(welcome(studio.workshop.whole), elem_id="pictures")
+            pictures = gr.HTML(welcome(studio.workshop.full), elem_id="pictures")
 
     def enlarge(paths: list[str] | None, request: gr.Request, *chosen: Any) -> Iterator[tuple[Any, Any]]:
         try:
@@ -66,7 +67,7 @@ def _budget_choices(studio: Studio) -> list[Any]:
         [EVERYTHING, SHARE, LOSS],
         value=EVERYTHING,
         label="Budget",
-        visible=studio.workshop.budget_head is not None,
+        visible=studio.workshop.budget_model is not None,
         elem_id="budget",
     )
     share = gr.Slider(0.05, 1, value=0.5, step=0.05, label="Share of the full cost", visible=False)
@@ -98,7 +99,7 @@ def _refine_choices(studio: Studio) -> list[Any]:
 def _wish(
     paths: list[str] | None,
     experts: list[str],
-    precision: str,
+    precision: Precision,
     tta: bool,
     budget: str,
     share: float,
