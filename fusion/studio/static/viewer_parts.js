@@ -62,7 +62,7 @@ export function legendOf(image, map) {
 export function factsOf(image) {
   const steps = Object.entries(image.seconds);
   const rest = Math.max(0, image.total - steps.reduce((sum, [, seconds]) => sum + seconds, 0));
-  steps.push(["everything else", rest]);
+  steps.push(["other", rest]);
   const longest = Math.max(...steps.map(([, seconds]) => seconds), 1e-9);
   const rows = steps.map(([name, seconds]) => meter(name, seconds / longest, `${fixed(seconds, 2)} s`, colourOf(image, name)));
   const lines = [];
