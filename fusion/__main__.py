@@ -40,7 +40,17 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise Refusal(f"no command '{name}'", where="python -m fusion", cure=nearest(name, COMMANDS))
+    if name == "serve":
+        return serve(rest)
     return import_module(COMMANDS[name][0]).main(rest)
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """The studio runs experts, which fusion does not know: it is handed `infer.build`, which opens them."""
+    import infer  # not above: every other command would load the experts' code, too
+    from fusion.studio import serve as studio
+
+    return studio.main(arguments, build=infer.build, default_device=infer.best_device())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from imaging.refusal import Refusal, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_DEEPEST = 3  # folders below the chosen one that are looked into
-_CACHE, _RUN = "manifest.json", "config.yaml"
+_MAX_DEPTH = 3  # of folders below the chosen one: a home folder named by mistake shall not be walked whole
+_CACHE_MARKER, _RUN_MARKER = "manifest.json", "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,46 @@ class Folders:
 
     def caches(self) -> dict[str, Path]:
         """Name -> cache folder, as they are now."""
-        return _found(self.cache_root, _CACHE)
+        return _find(self.cache_root, _CACHE_MARKER)
 
     def runs(self) -> dict[str, Path]:
         """Name -> run folder, as they are now."""
-        return _found(self.run_root, _RUN)
+        return _find(self.run_root, _RUN_MARKER)
 
     def cache(self, name: str) -> Path:
         """The cache of this name. Names are looked up, never joined to a path, so that none can lead elsewhere."""
-        return _of_name(self.caches(), name, "cache")
+        return _look_up(self.caches(), name, "cache")
 
     def run(self, name: str) -> Path:
         """The run of this name."""
-        return _of_name(self.runs(), name, "run")
+        return _look_up(self.runs(), name, "run")
 
 
-def _of_name(known: dict[str, Path], name: str, kind: str) -> Path:
+def _look_up(known: dict[str, Path], name: str, kind: str) -> Path:
     if name not in known:
-        raise Refusal(f"there is no {kind} of this name", where=str(name)[:80], cure=nearest(str(name)[:80], known))
+        shown = str(name)[:80]  # a forged request may send anything of any length
+        raise Refusal(f"there is no {kind} of this name", where=shown, cure=nearest(shown, known))
     return known[name]
 
 
-def _found(root: Path | None, mark: str) -> dict[str, Path]:
+def _find(root: Path | None, marker: str) -> dict[str, Path]:
     if root is None:
         return {}
-    return {_name(folder, root): folder for folder in sorted(_marked(root, root, mark, _DEEPEST))}
+    return {_name(folder, root): folder for folder in sorted(_marked(root, root, marker, _MAX_DEPTH))}
 
 
-def _marked(folder: Path, root: Path, mark: str, deeper: int) -> Iterator[Path]:
-    """Folders that hold the mark; links that lead out of the root are not followed."""
+def _marked(folder: Path, root: Path, marker: str, depth: int) -> Iterator[Path]:
+    """Folders that hold the marker; links that lead out of the root are not followed."""
     if not folder.resolve().is_relative_to(root):
         return
-    held = folder / mark
-    if held.is_file() and held.resolve().is_relative_to(root):
+    file = folder / marker
+    if file.is_file() and file.resolve().is_relative_to(root):
         yield folder
         return
-    if deeper:
+    if depth:
         for entry in sorted(os.scandir(folder), key=lambda one: one.name):
             if entry.is_dir() and not entry.name.startswith("."):
-                yield from _marked(Path(entry.path), root, mark, deeper - 1)
+                yield from _marked(Path(entry.path), root, marker, depth - 1)
 
 
 def _name(folder: Path, root: Path) -> str:

@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 
 def accept_uploads_only(page: gr.Blocks) -> None:
-    """Every part of the page asks before it takes a file."""
+    """Every component of the page checks a file's path before it reads the file."""
     page.has_launched = True  # from now on gradio's own check is made, too
     for block in page.blocks.values():
         # An attribute of the instance: a subclass would need a frontend of its own.
-        vars(block)["async_move_resource_to_block_cache"] = partial(_take, block.async_move_resource_to_block_cache)
+        accept = block.async_move_resource_to_block_cache
+        vars(block)["async_move_resource_to_block_cache"] = partial(_accept_upload, accept)
 
 
-async def _take(take: Callable[[Any], Awaitable[str | None]], named: str | Path | None) -> str | None:
+async def _accept_upload(accept: Callable[[Any], Awaitable[str | None]], path: str | Path | None) -> str | None:
     folder = Path(get_upload_folder()).resolve()
-    if named is None or not Path(named).resolve().is_relative_to(folder):
-        raise gr.Error("Only files that were uploaded here are taken.", print_exception=False)
-    return await take(named)
+    if path is None or not Path(path).resolve().is_relative_to(folder):
+        raise gr.Error("Only files that were uploaded here are accepted.", print_exception=False)
+    return await accept(path)
 
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -61,10 +62,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on and add the headers."""
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # start and end of the application: the page opens no web sockets
             await self._app(scope, receive, send)
             return
-        reason = self._amiss(scope)
+        reason = self._reason_to_refuse(scope)
         if reason is not None:
             await PlainTextResponse(reason, 403, HEADERS)(scope, receive, send)
             return
@@ -76,11 +77,12 @@ class Guard:
 
         await self._app(scope, receive, send_with_headers)
 
-    def _amiss(self, scope: Scope) -> str | None:
+    def _reason_to_refuse(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
+        # DNS rebinding: a foreign page's own host name, made to resolve to this machine, would pass as same origin.
         if self._loopback and _without_port(host) not in LOOPBACK:
-            return "This studio answers on this machine only."  # a name that somebody made point here
+            return "This studio answers on this machine only."
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             return "Another page may not use this studio."

@@ -44,10 +44,10 @@ class Visitor:
         self.page.set_input_files("#images input[type=file]", [str(path) for path in paths])
         self.page.wait_for_selector(f"#images :text('{paths[-1].stem[:4]}')")
 
-    def enlarge(self) -> None:
+    def upscale(self) -> None:
         """Press the button and wait for the end."""
         self.page.click("#run")
-        self.page.wait_for_selector("#news h3:text-matches('Done|Refused|Cancelled')")
+        self.page.wait_for_selector("#status h3:text-matches('Done|Refused|Cancelled')")
         self.page.wait_for_selector("fusion-viewer .viewer[data-ready=yes]")
 
 
@@ -56,7 +56,7 @@ def line_at(page: Any) -> float:
     return page.evaluate(
         """() => {
           const root = document.querySelector('fusion-viewer').shadowRoot;
-          const [stage, line] = ['.stage', '.cut'].map((one) => root.querySelector(one).getBoundingClientRect());
+          const [stage, line] = ['.stage', '.split'].map((one) => root.querySelector(one).getBoundingClientRect());
           return 100 * (line.left + line.width / 2 - stage.left) / stage.width;
         }"""
     )
@@ -111,7 +111,7 @@ def sample_images(folder: Path) -> list[Path]:
     return [folder / f"{name}.png" for name in parts]
 
 
-def shown_model() -> tuple[list[str], str]:
+def sample_model() -> tuple[list[str], str]:
     """What the studio is started with, and the map to show: the shipped model where it fuses, else the plain mean."""
     names = infer.build(DEFAULT, None, device="cpu").names
     if len(names) > 1:
@@ -125,8 +125,9 @@ def sample_cache(folder: Path) -> Path:
     (folder / "hr").mkdir()
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
         Image.fromarray(getattr(data, name)()[64:256, 96:352]).save(folder / "hr" / f"{name}.png")
-    words = ["extract", "--hr", folder / "hr", "--out", folder / "caches" / "samples", "--experts", ",".join(EMBEDDED)]
-    assert cache_command(*words) == DONE
+    out = folder / "caches" / "samples"
+    arguments = ["extract", "--hr", folder / "hr", "--out", out, "--experts", ",".join(EMBEDDED)]
+    assert cache_command(*arguments) == DONE
     return folder / "caches"
 
 

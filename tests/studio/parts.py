@@ -1,4 +1,4 @@
-"""A small model folder, the studio's parts around it, and the real command as a process of its own, watched."""
+"""A small model folder, the studio's parts around it, and the real command in a process with recorded connections."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelWords
-from fusion.studio.jobs.job_queue import JobQueue, Ticket
+import infer
+from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelSettings
+from fusion.studio.jobs.job_queue import JobQueue, QueuedJob
 from fusion.studio.jobs.result_store import ResultStore
-from fusion.studio.jobs.work import Studio, Wish
+from fusion.studio.jobs.upscaler import Upscaler, UpscaleRequest
 from fusion.studio.uploads import Limits
 from fusion.training.loop.journal import TensorBoard
 from fusion.training.loop.run_folder import RunFolder
@@ -29,47 +30,48 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_S = 280
-# Put before every import of the watched process: whoever connects beyond this machine is written down and stopped.
-_WATCH = """
+# Imported first by that process (sitecustomize): connections beyond this machine are recorded and refused.
+_RECORD_CONNECTIONS = """
 import os, socket
-open(os.environ["STUDIO_TEST_CALLS"] + "-watched", "w").close()
+open(os.environ["STUDIO_TEST_CALLS"] + "-recorded", "w").close()
 _connect, _resolve = socket.socket.connect, socket.getaddrinfo
-def _told(place):
+def _record(place):
     with open(os.environ["STUDIO_TEST_CALLS"], "a") as file:
         file.write(f"{place}\\n")
     raise OSError("no network in this test")
 def connect(self, address):
     if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):
-        _told(address)
+        _record(address)
     return _connect(self, address)
-def resolve(host, *words, **named):
+def resolve(host, *args, **kwargs):
     if host not in ("127.0.0.1", "::1", "localhost", None):
-        _told(host)
-    return _resolve(host, *words, **named)
+        _record(host)
+    return _resolve(host, *args, **kwargs)
 socket.socket.connect, socket.getaddrinfo = connect, resolve
 """
 
 
-def model_words(folder: Path, **more: Any) -> ModelWords:
-    """Two small EDSR networks with features and a stirred fusion of both, on the CPU."""
+def model_settings(folder: Path, **more: Any) -> ModelSettings:
+    """Two small EDSR networks with features and a fusion of both with random weights, on the CPU."""
     experts = tuple(str(weights_file(folder, name, seed)) for seed, name in enumerate(("tiny-a", "tiny-b")))
     fusion_folder(folder, {"tiny-a": 16, "tiny-b": 16})
-    return ModelWords(str(folder), experts, device="cpu", **more)
+    return ModelSettings(str(folder), "cpu", experts, **more)
 
 
-def studio_of(folder: Path, words: ModelWords | None = None, limits: Limits | None = None) -> Studio:
+def make_upscaler(folder: Path, settings: ModelSettings | None = None, limits: Limits | None = None) -> Upscaler:
     """All parts but the page."""
     place = folder / "studio"
     place.mkdir()
-    return Studio(EnsembleCache.of(words or model_words(folder / "model")), ResultStore(), limits or Limits(), place)
+    ensembles = EnsembleCache.of(settings or model_settings(folder / "model"), infer.build)
+    return Upscaler(ensembles, ResultStore(), limits or Limits(), place)
 
 
-def studio_of_functions(folder: Path) -> Studio:
+def upscaler_of_functions(folder: Path) -> Upscaler:
     """Two experts that are plain functions of each pixel: any tiling gives the same."""
     ensemble = ensemble_of(bright=lambda lr: enlarge(lr) * 1.2, dark=lambda lr: enlarge(lr) * 0.7)
     place = folder / "studio"
     place.mkdir()
-    return Studio(EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names), ResultStore(), Limits(), place)
+    return Upscaler(EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names), ResultStore(), Limits(), place)
 
 
 def save_photo(path: Path, height: int = 24, width: int = 28, seed: int = 0) -> Path:
@@ -94,53 +96,53 @@ def make_run(folder: Path, values: dict[str, list[float]], *, ended: bool = Fals
     return folder
 
 
-def work(studio: Studio, wish: Wish) -> Ticket:
+def run_job(upscaler: Upscaler, request: UpscaleRequest) -> QueuedJob:
     """One job, here and now; what it raises comes through."""
-    ticket = Ticket("test", lambda ticket: studio.work(wish, ticket))
-    ticket.work(ticket)
-    return ticket
+    job = QueuedJob("test", lambda job: upscaler.run(request, job))
+    job.work(job)
+    return job
 
 
 @contextmanager
-def open_desk(places: int = 8) -> Iterator[JobQueue]:
-    """A desk that is closed in the end."""
-    desk = JobQueue(places)
+def open_queue(capacity: int = 8) -> Iterator[JobQueue]:
+    """A job queue, closed in the end."""
+    queue = JobQueue(capacity)
     try:
-        yield desk
+        yield queue
     finally:
-        desk.close()
+        queue.close()
 
 
 @contextmanager
-def serving(folder: Path, words: Sequence[object]) -> Iterator[str]:
-    """`python -m fusion serve WORDS` on a free port; `folder`/calls lists its connections to elsewhere."""
-    watch = folder / "watch"
-    watch.mkdir(parents=True)
-    (watch / "sitecustomize.py").write_text(_WATCH)
+def serving(folder: Path, options: Sequence[object]) -> Iterator[str]:
+    """`python -m fusion serve OPTIONS` on a free port; `folder`/calls lists its connections to elsewhere."""
+    record = folder / "record"
+    record.mkdir(parents=True)
+    (record / "sitecustomize.py").write_text(_RECORD_CONNECTIONS)
     threads = str(torch.get_num_threads())  # sums in the same order as in this process
     environment = {
         **os.environ,
-        "PYTHONPATH": str(watch),
+        "PYTHONPATH": str(record),
         "STUDIO_TEST_CALLS": str(folder / "calls"),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
     }
-    command = [sys.executable, "-m", "fusion", "serve", "--port", "0", *map(str, words)]
-    said = folder / "said"
-    with said.open("w") as log:
+    command = [sys.executable, "-m", "fusion", "serve", "--port", "0", *map(str, options)]
+    log_file = folder / "log_file"
+    with log_file.open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, stdout=log)
     try:
-        yield _address(process, said)
+        yield _address(process, log_file)
     finally:
         process.terminate()
         process.wait(timeout=60)
 
 
-def _address(process: subprocess.Popen[bytes], said: Path) -> str:
+def _address(process: subprocess.Popen[bytes], log_file: Path) -> str:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"studio: (http://\S+)", said.read_text())
+        found = re.search(r"studio: (http://\S+)", log_file.read_text())
         if found:
             return found.group(1)
         time.sleep(0.1)
-    raise AssertionError(f"the studio did not start:\n{said.read_text()}")
+    raise AssertionError(f"the studio did not start:\n{log_file.read_text()}")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cache_tools.read.reader import CacheReader
 from fusion.evaluation.headroom import analyze
 from fusion.studio.folders import Folders
-from fusion.studio.jobs.job_queue import Stopped, Ticket
-from fusion.studio.views.charts import Line, bars, curves, heat, smoothed
+from fusion.studio.jobs.job_queue import JobCancelled, QueuedJob
+from fusion.studio.views.charts import Line, bar_chart, heatmap, line_chart, smoothed
 from fusion.studio.views.headroom import find_headroom, headroom_page
 from fusion.studio.views.items import INTACT, UNCHECKED, check_items, item_page, items_table, list_items
 from fusion.studio.views.runs import read_run, runs_page
@@ -92,12 +92,12 @@ def test_items_and_their_crc(tmp_path: Path) -> None:
     data[place] ^= 4
     wanted.path.write_bytes(data)
     crc: dict[str, str] = {}
-    check_items(rows, crc, Ticket("me", lambda _: None))
+    check_items(rows, crc, QueuedJob("me", lambda _: None))
     assert [crc[row.id] == INTACT for row in rows] == [True, False, True]
     assert crc[wanted.id].startswith("damaged: ")
     table = items_table(rows, crc)
     assert table.count('class="good"') == 2
-    assert table.count('class="ill"') == 1
+    assert table.count('class="bad"') == 1
     with pytest.raises(Refusal):
         item_page(cache, wanted)
     # A torn file, a missing one, one that leads away.
@@ -120,16 +120,16 @@ def test_an_item_page_shows_what_the_experts_made(cache: Path) -> None:
 
 
 def test_checking_can_be_cancelled(cache: Path) -> None:
-    ticket = Ticket("me", lambda _: None)
-    ticket.stop()
-    with pytest.raises(Stopped):
-        check_items(list_items(cache, cache.parent.resolve()), {}, ticket)
+    job = QueuedJob("me", lambda _: None)
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        check_items(list_items(cache, cache.parent.resolve()), {}, job)
 
 
 def test_headroom_is_that_of_the_command(cache: Path) -> None:
-    ticket = Ticket("me", lambda _: None)
-    find_headroom(cache, ticket)
-    found = ticket.news.found
+    job = QueuedJob("me", lambda _: None)
+    find_headroom(cache, job)
+    found = job.status.found
     expected = analyze(cache)
     assert found["scores"] == expected.table.as_dict()
     page = headroom_page(found)
@@ -147,15 +147,15 @@ def test_a_cache_without_headroom_is_refused_in_the_words_of_the_command(
     command.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(command))
     with pytest.raises(Refusal, match=r"analysis: cache: has no HR images; extract it with them"):
-        find_headroom(cache, Ticket("me", lambda _: None))
+        find_headroom(cache, QueuedJob("me", lambda _: None))
 
 
 def test_headroom_can_be_cancelled(cache: Path) -> None:
-    ticket = Ticket("me", lambda _: None)
-    ticket.stop()
-    with pytest.raises(Stopped):
-        find_headroom(cache, ticket)
-    assert ticket.news.found is None
+    job = QueuedJob("me", lambda _: None)
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        find_headroom(cache, job)
+    assert job.status.found is None
 
 
 def test_runs_are_read_and_drawn(tmp_path: Path) -> None:
@@ -185,22 +185,22 @@ def test_runs_are_read_and_drawn(tmp_path: Path) -> None:
 def test_curves_lie_where_their_values_say() -> None:
     """The greatest value is drawn highest, steps go from left to right, and odd input is no trouble."""
     lines = [Line("<a>", [0, 5, 10], [1.0, 3.0, 2.0], 0), Line("b", [5], [2.5], 1)]
-    root = well_formed(curves(lines))
+    root = well_formed(line_chart(lines))
     points = [one.get("points", "").split() for one in root.iter() if one.tag == "polyline"]
     xs, ys = zip(*(map(float, point.split(",")) for point in points[0]), strict=True)
     assert list(xs) == sorted(xs)
     assert np.argsort(ys).tolist() == [1, 2, 0]
     assert float(points[1][0].split(",")[0]) == pytest.approx(xs[1], abs=0.1)
     for odd in ([math.nan, math.nan], [7.0, 7.0], [1e300, -1e300]):
-        well_formed(curves([Line("odd", [1, 2], odd, 0)], 0.5))
+        well_formed(line_chart([Line("odd", [1, 2], odd, 0)], 0.5))
 
 
 def test_bars_are_as_long_as_their_values() -> None:
-    root = well_formed(bars({"a<": 0.5, "b": -0.25, "c": 0.0}, "{:.2f}".format, {"a<": 0}, zero=True))
+    root = well_formed(bar_chart({"a<": 0.5, "b": -0.25, "c": 0.0}, "{:.2f}".format, {"a<": 0}, zero=True))
     widths = [float(one.get("width", "")) for one in root.iter("rect")]
     assert widths[0] == pytest.approx(2 * widths[1], rel=0.02)
     assert widths[2] == 1  # a line that can still be seen
-    assert "0.970" in heat(["a", "b"], [[1.0, 0.97], [0.97, 1.0]])
+    assert "0.970" in heatmap(["a", "b"], [[1.0, 0.97], [0.97, 1.0]])
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 0.99))

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import infer
+from fusion.__main__ import main
 from fusion.network import FusionSR
 from fusion.studio import serve
 from imaging.command import DONE
@@ -30,12 +31,12 @@ from tests.studio.browser import (
     line_at,
     sample_cache,
     sample_images,
+    sample_model,
     sample_runs,
-    shown_model,
     take,
     take_other_tabs,
 )
-from tests.studio.parts import ROOT, make_run, model_words, save_photo, serving
+from tests.studio.parts import ROOT, make_run, model_settings, save_photo, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ SCREENSHOTS = os.environ.get("CHAMPIONSHIP_SCREENSHOTS")  # a folder for picture
 
 
 def need_gradio() -> None:
-    """Skip what cannot be shown without the extra."""
+    """Skip what cannot run without the extra."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("the extra 'studio' is not installed (gradio)")
 
@@ -65,13 +66,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(place: Path) -> Iterator[str]:
     """The real command, listening."""
     need_gradio()
-    words = model_words(place / "model")
-    assert words.experts is not None
-    chosen = ["--model", words.model, "--experts", ",".join(words.experts), "--device", "cpu", "--max-mb", "1"]
+    options = model_settings(place / "model")
+    assert options.experts is not None
+    chosen = ["--model", options.model, "--experts", ",".join(options.experts), "--device", "cpu", "--max-mb", "1"]
     with serving(place / "server", [*chosen, "--caches", place / "caches", "--runs", place / "runs"]) as found:
         yield found
     calls = place / "server" / "calls"
-    assert calls.with_name("calls-watched").exists()
+    assert calls.with_name("calls-recorded").exists()
     assert not calls.exists(), f"the server asked for other machines: {calls.read_text()}"
 
 
@@ -89,23 +90,23 @@ def ask(address: str, path: str, method: str = "GET", body: bytes = b"", **heade
 def test_refused_with_a_cure_where_gradio_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "find_spec", lambda _name: None)
     with pytest.raises(Refusal, match=r"gradio is not installed; pip install 'championship-sr\[studio\]'"):
-        serve.main([])
+        main(["serve"])
 
 
 def test_a_taken_port_is_refused_before_anything_is_loaded(address: str) -> None:
     with pytest.raises(Refusal, match="cannot listen.*choose another --port"):
-        serve.main(["--port", str(urlsplit(address).port), "--model", "/nowhere"])
+        main(["serve", "--port", str(urlsplit(address).port), "--model", "/nowhere"])
 
 
-def test_incomplete_words_are_refused() -> None:
+def test_incomplete_options_are_refused() -> None:
     need_gradio()
     with pytest.raises(Refusal, match="needs a base model"):
-        serve.main(["--refine", "tsdsr"])
+        main(["serve", "--refine", "tsdsr"])
     with pytest.raises(Refusal, match="no such folder"):
-        serve.main(["--caches", "/nowhere/at/all"])
+        main(["serve", "--caches", "/nowhere/at/all"])
 
 
-def test_strangers_are_refused(address: str) -> None:
+def test_foreign_requests_are_refused(address: str) -> None:
     own = urlsplit(address).netloc
     assert ask(address, "/")[0] == 200
     assert ask(address, "/", Host="evil.example")[0] == 403  # a name that was made to point at this machine
@@ -116,7 +117,7 @@ def test_strangers_are_refused(address: str) -> None:
     assert ask(address, "/gradio_api/proxy=https://evil.example/x")[0] == 403
 
 
-def test_nothing_is_told_and_nothing_fetched(address: str) -> None:
+def test_nothing_is_sent_and_nothing_fetched(address: str) -> None:
     status, headers, body = ask(address, "/config")
     config = json.loads(body)
     assert status == 200
@@ -135,7 +136,7 @@ def test_no_file_outside_is_served(address: str, place: Path) -> None:
     names = [str(secret), f"{up}{secret}", f"file://{secret}", str(ROOT / "README.md"), "README.md", "/etc/passwd"]
     names += [str(next((place / "caches").rglob("*.h5"))), str(place / "runs" / "first" / "config.yaml")]
     for name in names:
-        for door in (
+        for route in (
             "/gradio_api/file=",
             "/file=",
             "/gradio_api/file/",
@@ -145,13 +146,13 @@ def test_no_file_outside_is_served(address: str, place: Path) -> None:
             "/",
         ):
             for spelled in (name, name.replace("/", "%2f"), name.replace(".", "%2e")):
-                status, _, body = ask(address, f"{door}{spelled}")
-                assert status in (307, 400, 403, 404, 405) or b"<gradio-app" in body, (door, spelled, status)
+                status, _, body = ask(address, f"{route}{spelled}")
+                assert status in (307, 400, 403, 404, 405) or b"<gradio-app" in body, (route, spelled, status)
                 assert b"not to be read" not in body
                 assert b"root:" not in body
     for tail in ("", "/picture/0", "/file/0", "/pixel?x=0&y=0", "/map/-1", "/file/../0"):
-        assert ask(address, f"/studio/shown/..%2f..{tail}")[0] == 404
-        assert ask(address, f"/studio/shown/nothing{tail}")[0] == 404
+        assert ask(address, f"/studio/results/..%2f..{tail}")[0] == 404
+        assert ask(address, f"/studio/results/nothing{tail}")[0] == 404
 
 
 def call(address: str, element: str, event: str, data: list[Any]) -> str:
@@ -168,20 +169,20 @@ def call(address: str, element: str, event: str, data: list[Any]) -> str:
 
 def test_forged_requests_read_nothing_outside(address: str, place: Path) -> None:
     """Files that were not uploaded, caches and runs that are not below the chosen folders."""
-    controls = [["tiny-a", "tiny-b"], "fp32", False, "everything", 0.5, 0.02, False, 1, "wavelet", None]
+    controls = [["tiny-a", "tiny-b"], "fp32", False, "none", 0.5, 0.02, False, 1, "wavelet", None]
     for path in (place / "in" / "photo.png", place / "caches" / "hr" / "a.png", f"{address}/studio/static/page.css"):
         forged = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
-        said = call(address, "run", "click", [[forged], *controls])
-        assert "process_completed" in said
-        assert "fusion-viewer" not in said
-        assert '"success":false' in said.replace(" ", "")
+        answer = call(address, "run", "click", [[forged], *controls])
+        assert "process_completed" in answer
+        assert "fusion-viewer" not in answer
+        assert '"success":false' in answer.replace(" ", "")
         # The same where no file is expected at all.
         assert '"success":false' in call(address, "check", "click", ["cache", forged, 1]).replace(" ", "")
     for name in ("../secret", str(place / "caches" / "cache"), "/etc"):
         assert "image/png" not in call(address, "check", "click", [name, "", 1])
-        assert "polyline" not in call(address, "again", "click", [[name], 0.5])
+        assert "polyline" not in call(address, "reload", "click", [[name], 0.5])
     assert "Checked" in call(address, "check", "click", ["cache", "", 1])  # the same request, honest
-    assert "polyline" in call(address, "again", "click", [["first"], 0.5])
+    assert "polyline" in call(address, "reload", "click", [["first"], 0.5])
 
 
 def test_uploads_are_bounded(address: str) -> None:
@@ -215,17 +216,17 @@ def test_from_upload_to_download(address: str, place: Path, browser: Any, tmp_pa
     junk = tmp_path / "junk.png"
     junk.write_bytes(b"no image")
     visitor.upload(source, junk)
-    visitor.enlarge()
-    assert "junk.png: is not an image" in page.inner_text("#news")
-    assert "1 of 2 images made" in page.inner_text("#news")
+    visitor.upscale()
+    assert "junk.png: is not an image" in page.inner_text("#status")
+    assert "1 of 2 images made" in page.inner_text("#status")
 
     # The line: by its slider's keys, and by dragging it.
     stage = page.locator("fusion-viewer .stage").bounding_box()
     assert line_at(page) == pytest.approx(50)
-    page.focus("fusion-viewer [data-role=cut]")
+    page.focus("fusion-viewer [data-role=split]")
     page.keyboard.press("End")
     assert line_at(page) == 100
-    page.fill("fusion-viewer [data-role=cut]", "50")
+    page.fill("fusion-viewer [data-role=split]", "50")
     page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + 20)
     page.mouse.down()
     page.mouse.move(stage["x"] + stage["width"] / 4, stage["y"] + 30, steps=4)
@@ -237,9 +238,9 @@ def test_from_upload_to_download(address: str, place: Path, browser: Any, tmp_pa
     page.mouse.click(stage["x"] + (x + 0.5) * stage["width"] / 160, stage["y"] + (y + 0.5) * stage["height"] / 120)
     page.wait_for_selector(f"fusion-viewer .viewer[data-pixel='{x},{y}']")
     page.mouse.move(5, 5)
-    page.wait_for_selector(f"fusion-viewer .reading small:has-text('mark {x}, {y}')")
-    told = [float(one) for one in page.locator("fusion-viewer .weights em").all_inner_texts()]
-    assert told == pytest.approx(true_weights(place, source)[:, y, x].tolist(), abs=1.1e-3)
+    page.wait_for_selector(f"fusion-viewer .values small:has-text('mark {x}, {y}')")
+    weights = [float(one) for one in page.locator("fusion-viewer .weights em").all_inner_texts()]
+    assert weights == pytest.approx(true_weights(place, source)[:, y, x].tolist(), abs=1.1e-3)
 
     # Maps with their legends, zoom by keys.
     names = page.locator("fusion-viewer [data-role=map] option").all_inner_texts()
@@ -251,7 +252,7 @@ def test_from_upload_to_download(address: str, place: Path, browser: Any, tmp_pa
             "document.querySelector('fusion-viewer').shadowRoot.querySelector('.scene .map').naturalWidth == 160"
         )
         assert name in page.inner_text("fusion-viewer .legend")
-        assert page.locator("fusion-viewer .ladder").count() == 1
+        assert page.locator("fusion-viewer .colour-bar").count() == 1
     page.focus("fusion-viewer .stage")
     page.keyboard.press("1")
     assert page.inner_text("fusion-viewer [data-role=scale]") == "100 %"
@@ -287,10 +288,10 @@ def test_cancelling_in_the_page(address: str, browser: Any, tmp_path: Path) -> N
     visitor.upload(save_photo(tmp_path / "long.png", 100, 120))
     visitor.page.check("#tta input")
     visitor.page.click("#run")
-    visitor.page.wait_for_selector("#news .steps")
+    visitor.page.wait_for_selector("#status .steps")
     visitor.page.click("#cancel")
-    visitor.page.wait_for_selector("#news h3:text('Cancelled')")
-    assert "0 of 1 image made" in visitor.page.inner_text("#news")
+    visitor.page.wait_for_selector("#status h3:text('Cancelled')")
+    assert "0 of 1 image made" in visitor.page.inner_text("#status")
     assert visitor.page.locator("fusion-viewer").count() == 0
     context.close()
 
@@ -300,7 +301,7 @@ def test_narrow_windows_need_no_sideways_scrolling(address: str, browser: Any, p
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme="dark")
     visitor = Visitor(context.new_page(), address)
     visitor.upload(place / "in" / "photo.png")
-    visitor.enlarge()
+    visitor.upscale()
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
     ink, paper = visitor.page.evaluate(
         "[document.querySelector('fusion-viewer'), document.body].map((one, i) => "
@@ -315,9 +316,9 @@ def test_pictures_for_the_documentation(browser: Any, tmp_path: Path) -> None:
     """The shipped experts on photographs from scikit-image; each picture light enough for a repository."""
     folder = Path(str(SCREENSHOTS))
     inputs = sample_images(tmp_path / "in")
-    model, shown = shown_model()
-    words = ["--caches", sample_cache(tmp_path), "--runs", sample_runs(tmp_path / "runs"), *model]
-    with serving(tmp_path / "server", words) as address:
+    model, overlay = sample_model()
+    options = ["--caches", sample_cache(tmp_path), "--runs", sample_runs(tmp_path / "runs"), *model]
+    with serving(tmp_path / "server", options) as address:
         for name, width, height, scheme in (
             ("", 1440, 900, "light"),
             ("-dark", 1440, 900, "dark"),
@@ -327,8 +328,8 @@ def test_pictures_for_the_documentation(browser: Any, tmp_path: Path) -> None:
             visitor = Visitor(context.new_page(), address)
             page = visitor.page
             visitor.upload(*inputs)
-            visitor.enlarge()
-            page.select_option("fusion-viewer [data-role=map]", label=shown if scheme == "light" else "disagreement")
+            visitor.upscale()
+            page.select_option("fusion-viewer [data-role=map]", label=overlay if scheme == "light" else "disagreement")
             take(page, folder / f"studio{name}.png")
             if not name:
                 take_other_tabs(page, folder)
@@ -351,6 +352,6 @@ def commanded(place: Path, source: Path, folder: Path) -> Path:
     """The same image by infer.py."""
     model = place / "model"
     experts = ",".join(str(model / f"{name}.safetensors") for name in ("tiny-a", "tiny-b"))
-    words = ["-i", source, "-o", folder / "out" / source.name, "-n", model, "--experts", experts, "--device", "cpu"]
-    assert infer.command_line([str(word) for word in words]) == DONE
+    options = ["-i", source, "-o", folder / "out" / source.name, "-n", model, "--experts", experts, "--device", "cpu"]
+    assert infer.command_line([str(word) for word in options]) == DONE
     return folder / "out" / source.name

@@ -4,36 +4,55 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 from fusion.budget.run import BudgetRunner
 from fusion.inference.model_selection import select_model
 from fusion.refinement.open import open_refiner
+from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    import torch
 
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.options import Options
     from fusion.refinement.open import Refiner
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-_JOINT = "infer"  # infer.py, where experts and fusion meet: it is named here and looked up when the studio opens
-_KEPT = 2  # ensembles that stay in memory
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_KEPT = 2  # ensembles that stay in memory: enough to go back and forth between two choices, bounded for large experts
 
 
-class Build(Protocol):
-    """Words for the experts, and a precision -> an ensemble: `infer.build` with the rest settled."""
+class BuildEnsemble(Protocol):
+    """`infer.build`: only front doors open experts, so the studio is handed it."""
 
-    def __call__(self, wanted: Sequence[str], precision: str) -> Ensemble:
-        """Open them."""
+    def __call__(
+        self,
+        model: str,
+        wanted: Sequence[str] | None,
+        *,
+        device: str,
+        precision: Precision = ...,
+        config: Path | None = ...,
+    ) -> Ensemble:
+        """Open the experts and the fusion model."""
         ...
 
 
-class RefineWords(NamedTuple):
+class OpenExperts(Protocol):
+    """The same once model, device and config are chosen."""
+
+    def __call__(self, wanted: Sequence[str], precision: Precision) -> Ensemble:
+        """Open these experts of the model."""
+        ...
+
+
+class RefinerSettings(NamedTuple):
     """Which diffusion model may refine: --refine, --refine-model and --refine-lora of infer.py."""
 
     preset: str
@@ -42,15 +61,15 @@ class RefineWords(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelWords:
-    """What the command line says of the model, in the words of infer.py."""
+class ModelSettings:
+    """The command line's choice of a model; the options are those of infer.py."""
 
     model: str
+    device: str
     experts: tuple[str, ...] | None = None
     config: Path | None = None
-    device: str | None = None
-    budget_head: Path | None = None
-    refine: RefineWords | None = None
+    budget_model: Path | None = None
+    refiner: RefinerSettings | None = None
 
 
 class EnsembleCache:
@@ -58,37 +77,37 @@ class EnsembleCache:
 
     def __init__(
         self,
-        build: Build,
-        words: Sequence[str],
-        budget_head: Path | None = None,
-        refine: RefineWords | None = None,
+        open_experts: OpenExperts,
+        sources: Sequence[str],
+        budget_model: Path | None = None,
+        open_refiner: Callable[[torch.device], Refiner] | None = None,
     ) -> None:
-        self._build, self.budget_head = build, budget_head
-        self._open: OrderedDict[tuple[tuple[str, ...], str], Ensemble] = OrderedDict()
-        whole = build(words, PRECISIONS[0])
-        self.names = whole.names
-        self._words = dict(zip(whole.names, words, strict=True))
-        self._keep((whole.names, PRECISIONS[0]), whole)
-        self.refiner = None if refine is None else open_refiner(*refine, whole.device)
+        self._open_experts, self.budget_model = open_experts, budget_model
+        self._open: OrderedDict[tuple[tuple[str, ...], Precision], Ensemble] = OrderedDict()
+        full = open_experts(sources, PRECISIONS[0])
+        self.names = full.names
+        # An expert given by a file is asked for by that file again, but known to the visitor by its name.
+        self._sources = dict(zip(full.names, sources, strict=True))
+        self._keep((full.names, PRECISIONS[0]), full)
+        self.refiner = None if open_refiner is None else open_refiner(full.device)
 
     @classmethod
-    def of(cls, words: ModelWords) -> EnsembleCache:
-        """By way of infer.py: the studio opens what the command line opens."""
-        joint = import_module(_JOINT)
-        experts = select_model(words.model, words.experts, joint.pretrained_folder()).experts
+    def of(cls, settings: ModelSettings, build: BuildEnsemble) -> EnsembleCache:
+        """What `build` opens from these settings, all experts at first."""
+        sources = select_model(settings.model, settings.experts, pretrained_folder()).experts
 
-        def build(wanted: Sequence[str], precision: str) -> Ensemble:
-            device = words.device or joint.best_device()
-            return joint.build(words.model, wanted, device=device, precision=precision, config=words.config)
+        def open_experts(wanted: Sequence[str], precision: Precision) -> Ensemble:
+            return build(settings.model, wanted, device=settings.device, precision=precision, config=settings.config)
 
-        return cls(build, experts, words.budget_head, words.refine)
+        refine = None if settings.refiner is None else partial(open_refiner, *settings.refiner)
+        return cls(open_experts, sources, settings.budget_model, refine)
 
     @property
-    def whole(self) -> Ensemble:
+    def full(self) -> Ensemble:
         """All experts in full precision."""
         return self.open(self.names, PRECISIONS[0])
 
-    def open(self, names: Sequence[str], precision: str) -> Ensemble:
+    def open(self, names: Sequence[str], precision: Precision) -> Ensemble:
         """These experts, in the model's order."""
         chosen = tuple(name for name in self.names if name in names)
         if not chosen:
@@ -97,27 +116,27 @@ class EnsembleCache:
             raise Refusal(f"no precision '{precision}'", where="precision", cure=f"known: {', '.join(PRECISIONS)}")
         key = (chosen, precision)
         if key not in self._open:
-            self._keep(key, self._build([self._words[name] for name in chosen], precision))
+            self._keep(key, self._open_experts([self._sources[name] for name in chosen], precision))
         self._open.move_to_end(key)
         return self._open[key]
 
     def refiner_for(self, options: Options) -> Refiner | None:
-        """Who refines, if that is wanted."""
+        """The refiner, where the options ask for refinement."""
         if options.refine is not None and self.refiner is None:
             cure = "start the studio with --refine-model"
             raise Refusal("there is no diffusion model to refine by", where="refinement", cure=cure)
         return self.refiner if options.refine is not None else None
 
-    def buyer(self, ensemble: Ensemble, options: Options) -> BudgetRunner | None:
-        """Who plans the budget, if there is one."""
+    def budget_runner(self, ensemble: Ensemble, options: Options) -> BudgetRunner | None:
+        """Plans the budget, where the options set one."""
         if options.budget is None and options.max_loss is None:
             return None
-        if self.budget_head is None:
+        if self.budget_model is None:
             cure = "start the studio with --budget-head FILE"
-            raise Refusal("there is no budget head to plan by", where="budget", cure=cure)
-        return BudgetRunner.load(self.budget_head, ensemble, options)
+            raise Refusal("there is no budget model to plan by", where="budget", cure=cure)
+        return BudgetRunner.load(self.budget_model, ensemble, options)
 
-    def _keep(self, key: tuple[tuple[str, ...], str], ensemble: Ensemble) -> None:
+    def _keep(self, key: tuple[tuple[str, ...], Precision], ensemble: Ensemble) -> None:
         self._open[key] = ensemble
         while len(self._open) > _KEPT:
             self._open.popitem(last=False)

@@ -1,11 +1,11 @@
-"""Jobs from several visitors -> done one at a time, in the order they came; each can be watched and given up."""
+"""Jobs from several visitors -> done one at a time, in the order they came; each can be watched and cancelled."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from imaging.refusal import Refusal
 
@@ -14,117 +14,117 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-State = Literal["waiting", "running", "done", "stopped", "refused"]
+State = Literal["waiting", "running", "done", "cancelled", "refused"]
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: its visitor gave the job up
+class JobCancelled(Exception):  # noqa: N818 - not an error: its visitor pressed Cancel
     """The job shall go no further."""
 
 
 @dataclass
-class Ticket:
-    """One job: `work` is called with the ticket, leaves what it has to tell in `news`, and asks `check` often."""
+class QueuedJob:
+    """One job: `work` is called with the job, reports in `status`, and calls `check` often."""
 
     owner: str
-    work: Callable[[Ticket], None]
-    news: Any = None
+    work: Callable[[QueuedJob], None]
+    status: object = None  # of whatever type the kind of job reports in; None until it runs
     state: State = "waiting"
     refusal: Refusal | None = None
     finished: threading.Event = field(default_factory=threading.Event)
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _cancel: threading.Event = field(default_factory=threading.Event)
 
-    def stop(self) -> None:
-        """Give it up: at once while it waits, else at its next `check`."""
-        self._stop.set()
+    def cancel(self) -> None:
+        """A running job ends at its next `check`; taking a waiting one out of the queue is the queue's business."""
+        self._cancel.set()
 
     @property
-    def is_given_up(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stop.is_set()
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancel.is_set()
 
     def check(self) -> None:
         """Called by the work between its steps."""
-        if self._stop.is_set():
-            raise Stopped
+        # A thread cannot be ended from outside, so the work asks; a network's call in progress is always completed.
+        if self._cancel.is_set():
+            raise JobCancelled
 
 
 class JobQueue:
-    """One worker thread and a line before it. Visitors only watch: one who leaves holds nobody up."""
+    """One worker thread, as two jobs would share one device and its memory. It runs on when a visitor leaves."""
 
-    def __init__(self, places: int = 8) -> None:
-        self._places = places
-        self._line: list[Ticket] = []
+    def __init__(self, capacity: int = 8) -> None:
+        self._capacity = capacity  # jobs that may wait beside the one that runs
+        self._jobs: list[QueuedJob] = []  # the running one first
         self._changed = threading.Condition()
         self._open = True
-        self._thread = threading.Thread(target=self._work, name="studio desk", daemon=True)
+        # A daemon, so that a process that fails before `close` ends nevertheless.
+        self._thread = threading.Thread(target=self._run_jobs, name="studio job queue", daemon=True)
         self._thread.start()
 
-    def submit(self, owner: str, work: Callable[[Ticket], None]) -> Ticket:
-        """Join the line; refused when it is full or the owner stands in it already."""
+    def submit(self, owner: str, work: Callable[[QueuedJob], None]) -> QueuedJob:
+        """Add a job; refused when the queue is full or the owner has a job in it already."""
         with self._changed:
-            if any(ticket.owner == owner for ticket in self._line):
+            if any(job.owner == owner for job in self._jobs):
                 raise Refusal("a job of yours is not finished yet", where="studio", cure="wait for it, or cancel it")
-            if len(self._line) > self._places:
-                raise Refusal(f"{len(self._line)} jobs are waiting already", where="studio", cure="try again later")
-            ticket = Ticket(owner, work)
-            self._line.append(ticket)
+            if len(self._jobs) > self._capacity:
+                raise Refusal(f"{len(self._jobs)} jobs are waiting already", where="studio", cure="try again later")
+            job = QueuedJob(owner, work)
+            self._jobs.append(job)
             self._changed.notify_all()
-        return ticket
+        return job
 
-    def ahead(self, ticket: Ticket) -> int:
+    def jobs_before(self, job: QueuedJob) -> int:
         """How many jobs come before this one; 0 when it runs or is over."""
         with self._changed:
-            return self._line.index(ticket) if ticket in self._line else 0
+            return self._jobs.index(job) if job in self._jobs else 0
 
-    def stop(self, owner: str) -> None:
-        """Give up what this visitor has in the line."""
+    def cancel(self, owner: str) -> None:
+        """Cancel what this visitor has in the queue."""
         with self._changed:
-            for ticket in self._line:
-                if ticket.owner == owner:
-                    ticket.stop()
-            # Those that only wait leave the line at once.
-            for ticket in [one for one in self._line if one.is_given_up and one.state == "waiting"]:
-                self._leave(ticket, "stopped")
+            for job in self._jobs:
+                if job.owner == owner:
+                    job.cancel()
+            # Waiting jobs leave now: their visitor should not have to wait for the one that runs.
+            for job in [one for one in self._jobs if one.is_cancelled and one.state == "waiting"]:
+                self._remove(job, "cancelled")
 
     def close(self) -> None:
-        """End the thread; what runs is given up."""
+        """End the thread; every job is cancelled."""
         with self._changed:
             self._open = False
-            for ticket in self._line:
-                ticket.stop()
+            for job in self._jobs:
+                job.cancel()
             self._changed.notify_all()
         self._thread.join()
 
-    def _work(self) -> None:
-        while (ticket := self._next()) is not None:
+    def _run_jobs(self) -> None:
+        while (job := self._next()) is not None:
             state: State = "done"
             try:
-                ticket.check()
-                ticket.work(ticket)
-            except Stopped:
-                state = "stopped"
+                job.check()
+                job.work(job)
+            except JobCancelled:
+                state = "cancelled"
             except Refusal as refusal:
-                ticket.refusal, state = refusal, "refused"
-            except Exception as error:
-                log.exception("a job broke")
+                job.refusal, state = refusal, "refused"
+            except Exception as error:  # whatever one job breaks on, the thread has to serve the next one
+                log.exception("a job failed")
                 cure = "see the console that the studio runs in"
-                ticket.refusal, state = (
-                    Refusal(f"broke ({type(error).__name__})", where="this job", cure=cure),
-                    "refused",
-                )
+                job.refusal = Refusal(f"failed ({type(error).__name__})", where="this job", cure=cure)
+                state = "refused"
             with self._changed:
-                self._leave(ticket, state)
+                self._remove(job, state)
 
-    def _next(self) -> Ticket | None:
+    def _next(self) -> QueuedJob | None:
         with self._changed:
-            while self._open and not self._line:
+            while self._open and not self._jobs:
                 self._changed.wait()
-            if not self._line:
+            if not self._jobs:
                 return None
-            self._line[0].state = "running"
-            return self._line[0]
+            self._jobs[0].state = "running"
+            return self._jobs[0]
 
-    def _leave(self, ticket: Ticket, state: State) -> None:
-        self._line.remove(ticket)
-        ticket.state = state
-        ticket.finished.set()
+    def _remove(self, job: QueuedJob, state: State) -> None:
+        self._jobs.remove(job)
+        job.state = state
+        job.finished.set()  # last: whoever wakes on it reads the state

@@ -1,4 +1,4 @@
-"""Finished images under names that cannot be guessed; the oldest are thrown away. No name is ever a path."""
+"""Finished images -> names that cannot be guessed, by which the page asks for them; the oldest are deleted."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ if TYPE_CHECKING:
 
 
 class ResultStore:
-    """`megapixels` of output bound the disk space that the studio takes: about 40 bytes each with four experts."""
+    """`megapixels` of output bound the disk space: about 40 bytes a pixel with four experts. No name is a path."""
 
     def __init__(self, megapixels: float = 100.0) -> None:
-        self._pixels = megapixels * 1e6
-        self._kept: OrderedDict[str, ResultView] = OrderedDict()
-        self._lock = threading.Lock()
+        self._max_pixels = megapixels * 1e6
+        self._results: OrderedDict[str, ResultView] = OrderedDict()
+        self._lock = threading.Lock()  # the worker adds while the page's threads read
 
-    def put(self, shown: ResultView) -> str:
+    def add(self, result: ResultView) -> str:
         """Keep it; the name to ask for it by."""
         name = secrets.token_urlsafe(16)
         with self._lock:
-            self._kept[name] = shown
-            while len(self._kept) > 1 and sum(_pixels(one) for one in self._kept.values()) > self._pixels:
-                _, oldest = self._kept.popitem(last=False)
+            self._results[name] = result
+            # The newest stays even when it alone is too large: its visitor is about to look at it.
+            while len(self._results) > 1 and sum(map(_pixels, self._results.values())) > self._max_pixels:
+                _, oldest = self._results.popitem(last=False)
                 shutil.rmtree(oldest.folder, ignore_errors=True)
         return name
 
     def get(self, name: str) -> ResultView | None:
-        """None: never there, or thrown away since."""
+        """None: never there, or deleted since."""
         with self._lock:
-            return self._kept.get(name)
+            return self._results.get(name)
 
 
-def _pixels(shown: ResultView) -> int:
-    height, width = shown.size
+def _pixels(result: ResultView) -> int:
+    height, width = result.size
     return height * width

@@ -1,14 +1,15 @@
-// <fusion-viewer shown="NAME NAME ..."> -> finished images to look at: before and after, maps, figures at a pixel.
-// Asks only the studio it came from: /studio/shown/NAME (what there is), .../picture/N, .../map/N, .../pixel?x=&y=
+// <fusion-viewer results="NAME NAME ..."> -> finished images to look at: before and after, maps, values at a pixel.
+// Asks only the studio it came from: /studio/results/NAME (what there is), .../picture/N, .../map/N, .../pixel?x=&y=
 
-import { FRAME, between, factsOf, filesOf, legendOf, readingOf, text } from "./viewer_parts.js";
+import { FRAME, between, factsOf, filesOf, legendOf, valuesOf, text } from "./viewer_parts.js";
 
-const remembered = { image: null, left: null, right: null, map: "", strength: 60, cut: 50 };
+// Outlives the element: gradio puts a new one into the page with every finished image.
+const remembered = { image: null, left: null, right: null, map: "", strength: 60, split: 50 };
 
 const GONE = "These images are no longer kept; run them again.", SOME_GONE = "Some earlier images are no longer kept.";
 
 class FusionViewer extends HTMLElement {
-  static observedAttributes = ["shown"];
+  static observedAttributes = ["results"];
 
   connectedCallback() {
     if (this.shadowRoot) return;
@@ -17,7 +18,7 @@ class FusionViewer extends HTMLElement {
     this.find = find;
     this.stage = find(".stage");
     this.scene = find(".scene");
-    this.view = { zoom: 1, x: 0, y: 0, cut: remembered.cut };
+    this.view = { zoom: 1, x: 0, y: 0, split: remembered.split };
     this.pinned = null;
     this.listen();
     this.load();
@@ -32,11 +33,11 @@ class FusionViewer extends HTMLElement {
   }
 
   async load() {
-    const shown = this.getAttribute("shown") || "";
-    const names = shown.split(" ").filter(Boolean);
-    const answers = await Promise.all(names.map((name) => fetch(`/studio/shown/${name}`)));
+    const listed = this.getAttribute("results") || "";
+    const names = listed.split(" ").filter(Boolean);
+    const answers = await Promise.all(names.map((name) => fetch(`/studio/results/${name}`)));
     const images = await Promise.all(answers.filter((one) => one.ok).map((one) => one.json()));
-    if (shown !== this.getAttribute("shown")) return; // a later list has come meanwhile
+    if (listed !== this.getAttribute("results")) return; // a later list has come meanwhile
     const notice = this.find(".notice");
     notice.hidden = images.length === names.length && images.length > 0;
     notice.textContent = images.length ? SOME_GONE : GONE;
@@ -77,12 +78,13 @@ class FusionViewer extends HTMLElement {
     this.stage.style.setProperty("--shape", `${image.width} / ${image.height}`);
     this.scene.style.width = `${image.width}px`;
     this.scene.style.height = `${image.height}px`;
-    this.find(".claim pre").textContent = image.claim;
+    this.find(".manifest pre").textContent = image.manifest;
     this.pinned = null;
-    this.facts();
-    this.pictures();
-    this.overlay();
+    this.showFacts();
+    this.showPictures();
+    this.showMap();
     this.fit();
+    // A first pixel right of the line, so that the panel of values is filled before anybody clicks.
     this.pin(Math.floor(image.width * 0.62), Math.floor(image.height * 0.4));
     this.find(".viewer").dataset.ready = "yes";
   }
@@ -93,7 +95,7 @@ class FusionViewer extends HTMLElement {
     }
   }
 
-  pictures() {
+  showPictures() {
     for (const side of ["left", "right"]) {
       const name = this.find(`[data-role=${side}]`).value;
       const picture = this.image.pictures.find((one) => one.name === name);
@@ -103,7 +105,7 @@ class FusionViewer extends HTMLElement {
     this.stage.setAttribute("aria-label", `${this.image.title}: ${this.find(".tag.l").textContent} on the left, ${this.find(".tag.r").textContent} on the right`);
   }
 
-  overlay() {
+  showMap() {
     const chosen = this.image.maps.find((one) => one.name === this.find("[data-role=map]").value);
     const picture = this.find(".scene .map");
     remembered.map = chosen ? chosen.name : "";
@@ -111,8 +113,8 @@ class FusionViewer extends HTMLElement {
     const legend = this.find(".legend");
     if (!chosen) {
       legend.innerHTML = this.image.maps.length
-        ? `<p>Choose a map above to see where the network trusts which expert.</p>`
-        : `<p>One expert alone: there is nothing to weigh, so there are no maps.</p>`;
+        ? `<p>Choose a map above to see which expert the network trusts where.</p>`
+        : `<p>One expert alone: no weights, so there are no maps.</p>`;
       return;
     }
     if (picture.getAttribute("src") !== chosen.url) picture.src = chosen.url;
@@ -121,7 +123,7 @@ class FusionViewer extends HTMLElement {
     legend.innerHTML = legendOf(this.image, chosen);
   }
 
-  facts() {
+  showFacts() {
     this.find(".facts").innerHTML = factsOf(this.image);
     this.find(".files").innerHTML = filesOf(this.image);
   }
@@ -144,31 +146,33 @@ class FusionViewer extends HTMLElement {
     view.y = atY - ((atY - view.y) * wanted) / view.zoom;
     view.zoom = wanted;
     view.fitted = centred;
-    this.place();
+    this.layOut();
   }
 
-  place() {
+  layOut() {
     const view = this.view;
     const { clientWidth, clientHeight } = this.stage;
+    // Smaller than the stage: centred; larger: no gap at its edges.
     const hold = (corner, side, room) => (side <= room ? (room - side) / 2 : between(corner, room - side, 0));
     view.x = hold(view.x, this.image.width * view.zoom, clientWidth);
     view.y = hold(view.y, this.image.height * view.zoom, clientHeight);
     this.scene.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
+    // Enlarged, pixels are drawn as squares: smoothing would hide what is to be compared.
     this.scene.classList.toggle("squares", view.zoom >= 2);
-    const cut = ((view.cut / 100) * clientWidth - view.x) / view.zoom;
-    this.find(".scene .left").style.clipPath = `inset(0 ${Math.max(0, this.image.width - cut)}px 0 0)`;
+    const split = ((view.split / 100) * clientWidth - view.x) / view.zoom;
+    this.find(".scene .left").style.clipPath = `inset(0 ${Math.max(0, this.image.width - split)}px 0 0)`;
     // A map lies on the right side only: moved, the line uncovers the picture below it.
-    this.find(".scene .map").style.clipPath = `inset(0 0 0 ${between(cut, 0, this.image.width)}px)`;
-    this.stage.style.setProperty("--cut", `${view.cut}%`);
+    this.find(".scene .map").style.clipPath = `inset(0 0 0 ${between(split, 0, this.image.width)}px)`;
+    this.stage.style.setProperty("--split", `${view.split}%`);
     this.stage.style.setProperty("--zoom", view.zoom);
     this.find("[data-role=scale]").textContent = `${Math.round(view.zoom * 100)} %`;
-    const slider = this.find("[data-role=cut]");
-    if (Number(slider.value) !== view.cut) slider.value = view.cut;
+    const slider = this.find("[data-role=split]");
+    if (Number(slider.value) !== view.split) slider.value = view.split;
   }
 
-  cutAt(percent) {
-    this.view.cut = remembered.cut = between(percent, 0, 100);
-    this.place();
+  splitAt(percent) {
+    this.view.split = remembered.split = between(percent, 0, 100);
+    this.layOut();
   }
 
   pixelAt(event) {
@@ -186,36 +190,37 @@ class FusionViewer extends HTMLElement {
     mark.hidden = false;
     mark.style.left = `${x + 0.5}px`;
     mark.style.top = `${y + 0.5}px`;
-    const place = (this.place_ = [x, y]);
-    const reading = await this.ask(x, y);
+    const at = (this.pinnedAt = [x, y]);
+    const values = await this.fetchValues(x, y);
     // An answer that comes after a later mark was set belongs to no mark any more.
-    if (reading && this.image === image && this.place_ === place) {
-      this.pinned = reading;
-      this.tell(reading, true);
+    if (values && this.image === image && this.pinnedAt === at) {
+      this.pinned = values;
+      this.showValues(values, true);
     }
   }
 
-  async hover(place) {
-    this.wanted = place;
-    if (this.asking || !place) return;
+  async hover(pixel) {
+    // One request at a time: while it is on its way, only the latest place of the cursor is remembered.
+    this.wanted = pixel;
+    if (this.asking || !pixel) return;
     this.asking = true;
     while (this.wanted) {
       const [x, y] = this.wanted;
       this.wanted = null;
-      const reading = await this.ask(x, y);
-      if (reading && this.inside) this.tell(reading, false);
+      const values = await this.fetchValues(x, y);
+      if (values && this.inside) this.showValues(values, false);
     }
     this.asking = false;
   }
 
-  async ask(x, y) {
+  async fetchValues(x, y) {
     const answer = await fetch(`${this.image.address}/pixel?x=${x}&y=${y}`).catch(() => null);
     return answer?.ok ? answer.json() : null;
   }
 
-  tell(reading, kept) {
-    this.find(".reading").innerHTML = readingOf(this.image, reading, kept);
-    this.find(".viewer").dataset.pixel = `${reading.x},${reading.y}`;
+  showValues(values, kept) {
+    this.find(".values").innerHTML = valuesOf(this.image, values, kept);
+    this.find(".viewer").dataset.pixel = `${values.x},${values.y}`;
   }
 
   listen() {
@@ -224,12 +229,12 @@ class FusionViewer extends HTMLElement {
       const role = event.target.dataset.role;
       if (role === "left" || role === "right") {
         remembered[role] = event.target.value;
-        this.pictures();
+        this.showPictures();
       }
-      if (role === "map") this.overlay();
+      if (role === "map") this.showMap();
     });
-    find("[data-role=strength]").addEventListener("input", () => this.overlay());
-    find("[data-role=cut]").addEventListener("input", (event) => this.cutAt(Number(event.target.value)));
+    find("[data-role=strength]").addEventListener("input", () => this.showMap());
+    find("[data-role=split]").addEventListener("input", (event) => this.splitAt(Number(event.target.value)));
     this.shadowRoot.addEventListener("click", (event) => {
       const button = event.target.closest("button");
       if (button?.dataset.image) this.show(Number(button.dataset.image));
@@ -237,13 +242,14 @@ class FusionViewer extends HTMLElement {
     });
     this.stage.addEventListener("keydown", (event) => this.key(event));
     this.stage.addEventListener("wheel", (event) => {
+      // Else a wheel over the picture would no longer scroll the page.
       if (!event.ctrlKey && !event.metaKey && this.shadowRoot.activeElement !== this.stage) return;
       event.preventDefault();
       const box = this.stage.getBoundingClientRect();
       this.zoomTo(this.view.zoom * Math.exp(-event.deltaY / 300), event.clientX - box.left, event.clientY - box.top);
     }, { passive: false });
     this.drag();
-    this.resizes = new ResizeObserver(() => this.image && (this.view.fitted ? this.fit() : this.place()));
+    this.resizes = new ResizeObserver(() => this.image && (this.view.fitted ? this.fit() : this.layOut()));
     this.resizes.observe(this.stage);
   }
 
@@ -252,7 +258,7 @@ class FusionViewer extends HTMLElement {
     let held = null;
     stage.addEventListener("pointerdown", (event) => {
       if (event.button) return;
-      const line = event.target.closest(".cut") !== null;
+      const line = event.target.closest(".split") !== null;
       held = { line, x: event.clientX, y: event.clientY, moved: false };
       stage.setPointerCapture(event.pointerId);
     });
@@ -263,29 +269,29 @@ class FusionViewer extends HTMLElement {
         return;
       }
       const [dx, dy] = [event.clientX - held.x, event.clientY - held.y];
-      if (!held.moved && Math.hypot(dx, dy) < 4) return;
+      if (!held.moved && Math.hypot(dx, dy) < 4) return; // a click by an unsteady hand is no drag
       held.moved = true;
       if (held.line) {
         const box = stage.getBoundingClientRect();
-        this.cutAt((100 * (event.clientX - box.left)) / box.width);
+        this.splitAt((100 * (event.clientX - box.left)) / box.width);
         return;
       }
       this.view.x += dx;
       this.view.y += dy;
       this.view.fitted = false;
       [held.x, held.y] = [event.clientX, event.clientY];
-      this.place();
+      this.layOut();
     });
     stage.addEventListener("pointerup", (event) => {
-      const place = held && !held.moved ? this.pixelAt(event) : null;
+      const pixel = held && !held.moved ? this.pixelAt(event) : null;
       held = null;
-      if (place) this.pin(...place);
+      if (pixel) this.pin(...pixel);
     });
     stage.addEventListener("pointercancel", () => (held = null));
     stage.addEventListener("pointerleave", () => {
       this.inside = false;
       this.wanted = null;
-      if (this.pinned) this.tell(this.pinned, true);
+      if (this.pinned) this.showValues(this.pinned, true);
     });
   }
 
@@ -302,17 +308,17 @@ class FusionViewer extends HTMLElement {
     const step = steps[event.key];
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (step && event.shiftKey) {
-      this.pin(this.place_[0] + step[0], this.place_[1] + step[1]);
+      this.pin(this.pinnedAt[0] + step[0], this.pinnedAt[1] + step[1]);
     } else if (step) {
       this.view.x -= step[0] * this.stage.clientWidth * 0.1;
       this.view.y -= step[1] * this.stage.clientHeight * 0.1;
-      this.place();
+      this.layOut();
     } else if (zooms[event.key]) {
       this.zoomBy(zooms[event.key]);
     } else if (event.key === "m" || event.key === "M") {
       const select = this.find("[data-role=map]");
       select.selectedIndex = (select.selectedIndex + 1) % select.options.length;
-      this.overlay();
+      this.showMap();
     } else {
       return;
     }

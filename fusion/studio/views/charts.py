@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion.studio.views.colours import css_colour
+from fusion.studio.colours import css_colour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+# In units of the SVG, which the page scales: bar charts, then line charts with room for ticks around them.
 _WIDTH, _ROW, _LABEL, _VALUE = 480, 22, 205, 62
 _HEIGHT, _LEFT, _BELOW, _ABOVE = 220, 58, 22, 8
-_POINTS = 300  # of a line; more cannot be seen
+_POINTS = 300  # of a line: more than its pixels cannot be seen, and every one makes the page heavier
+_GREY = 7  # in the palette
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,17 @@ def figure(title: str, note: str, body: str) -> str:
     return f'<figure class="chart"><figcaption>{escape(title)}{small}</figcaption>{body}</figure>'
 
 
-def bars(values: Mapping[str, float], word: Callable[[float], str], marked: Mapping[str, int], zero: bool) -> str:
-    """A horizontal bar for each value. Without `zero` bars begin a little below the least value."""
+def bar_chart(
+    values: Mapping[str, float], label: Callable[[float], str], colours: Mapping[str, int], zero: bool
+) -> str:
+    """A horizontal bar for each value. Without `zero` bars start a little below the smallest value."""
     least, most = min(values.values()), max(values.values())
-    begin = min(0.0, least) if zero else least - 0.08 * max(most - least, 1e-9)
-    span = max((max(most, 0.0) if zero else most) - begin, 1e-9)
+    start = min(0.0, least) if zero else least - 0.08 * max(most - least, 1e-9)
+    span = max((max(most, 0.0) if zero else most) - start, 1e-9)
     room = _WIDTH - _LABEL - _VALUE
 
     def place(value: float) -> float:
-        return _LABEL + room * (value - begin) / span
+        return _LABEL + room * (value - start) / span
 
     origin = place(0.0) if zero else float(_LABEL)
     rows = []
@@ -53,8 +57,9 @@ def bars(values: Mapping[str, float], word: Callable[[float], str], marked: Mapp
         rows.append(
             f'<text x="{_LABEL - 8}" y="{y + 15}" text-anchor="end">{escape(_short(name))}</text>'
             f'<rect x="{left:.1f}" y="{y + 4}" width="{max(right - left, 1):.1f}" height="{_ROW - 8}" rx="2" '
-            f'fill="{css_colour(marked.get(name, 7))}"><title>{escape(name)}: {escape(word(value))}</title></rect>'
-            f'<text x="{max(right, origin) + 6:.1f}" y="{y + 15}">{escape(word(value))}</text>'
+            f'fill="{css_colour(colours.get(name, _GREY))}">'
+            f"<title>{escape(name)}: {escape(label(value))}</title></rect>"
+            f'<text x="{max(right, origin) + 6:.1f}" y="{y + 15}">{escape(label(value))}</text>'
         )
     if zero:
         rows.append(f'<path class="grid" d="M{origin:.1f} 0V{_ROW * len(values)}"/>')
@@ -62,8 +67,8 @@ def bars(values: Mapping[str, float], word: Callable[[float], str], marked: Mapp
     return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(rows)}</svg>'
 
 
-def curves(lines: Sequence[Line], smoothing: float = 0.0) -> str:
-    """Values over steps; smoothed lines stand before their raw ones."""
+def line_chart(lines: Sequence[Line], smoothing: float = 0.0) -> str:
+    """Values over steps; smoothed lines are drawn over their raw ones."""
     smooth = [smoothed(line.values, smoothing) for line in lines]
     everything = np.concatenate([np.asarray(values, float) for values in smooth])
     low, high = _range(everything[np.isfinite(everything)])
@@ -94,19 +99,20 @@ def curves(lines: Sequence[Line], smoothing: float = 0.0) -> str:
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """A running mean that forgets: `weight` is how much of it stays at each step."""
+    """An exponential moving average; `weight` is how much of the past stays at each step."""
     kept, total, result = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):
             kept, total = weight * kept + (1 - weight) * value, weight * total + (1 - weight)
+        # Divided by the weights so far, as Adam corrects its bias: else the first values would be drawn to 0.
         result.append(kept / total if total else math.nan)
     return result
 
 
-def keyline(names: Sequence[str]) -> str:
-    """Which colour is which, once for all charts below."""
+def legend(names: Sequence[str]) -> str:
+    """Names and their colours, once for all charts below."""
     items = "".join(f'<li><i style="background:{css_colour(i)}"></i>{escape(one)}</li>' for i, one in enumerate(names))
-    return f'<ul class="keyline">{items}</ul>'
+    return f'<ul class="legend">{items}</ul>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -118,8 +124,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def heat(names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
-    """A square table, the more alike the deeper the colour."""
+def heatmap(names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
+    """A square table; the higher the value, the deeper the colour. The diagonal, always 1, is left plain."""
     flat = [value for i, row in enumerate(values) for j, value in enumerate(row) if i != j]
     low, high = (min(flat), max(flat)) if flat else (0.0, 1.0)
 
@@ -151,17 +157,17 @@ def _path(
     every = max(1, len(steps) // _POINTS)
     kept = [(s, v) for s, v in list(zip(steps, values, strict=True))[::every] if math.isfinite(v)]
     points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in kept)
-    if len(kept) == 1:
+    if len(kept) == 1:  # a line of one point is drawn by its round cap, and needs two
         points = f"{points} {points}"
-    words = f"<title>{escape(title)}: {values[-1]:.5g} at {steps[-1]:,.0f}</title>" if title else ""
+    hover = f"<title>{escape(title)}: {values[-1]:.5g} at {steps[-1]:,.0f}</title>" if title else ""
     return (
         f'<polyline points="{points}" fill="none" stroke="{css_colour(colour)}" stroke-width="2" '
-        f'stroke-linecap="round" stroke-linejoin="round" opacity="{strength}">{words}</polyline>'
+        f'stroke-linecap="round" stroke-linejoin="round" opacity="{strength}">{hover}</polyline>'
     )
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    """What is drawn: without the wildest hundredth of many points."""
+    """The vertical axis: of many points without the lowest and highest hundredth, which would flatten the rest."""
     if not len(values):
         return 0.0, 1.0
     cut = 1.0 if len(values) > 50 else 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,66 +27,75 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.studio.jobs.job_queue import Ticket
+    from fusion.studio.jobs.job_queue import QueuedJob
 
-HEAD = ["item", "source", "LR size", "region", "MB", "crc"]
+_HEAD = ["item", "source", "LR size", "region", "MB", "crc"]
 UNCHECKED, INTACT = "not checked", "intact"
-_SIDE = 320  # pixels of a picture that are shown, from the middle
+_CROP = 320  # pixels a side of the crop that is shown of each picture, from the middle: pages stay light
 
 
 @dataclass(frozen=True)
-class Row:
+class ItemRow:
     """One item of a cache: its file, and its entry or what is wrong with it."""
 
     id: str
     path: Path
     entry: Entry | None
-    fault: str | None = None
+    damage: str | None = None
 
     def cells(self, crc: dict[str, str]) -> list[str]:
         """Text for the table; `crc` holds what checks have found."""
         if self.entry is None:
-            return [self.id, "", "", "", "", f"damaged: {self.fault}"]
+            return [self.id, "", "", "", "", f"damaged: {self.damage}"]
         one = self.entry
         region = "whole" if one.region is None else f"{one.region.left}, {one.region.top}"
         size = f"{one.width}×{one.height}"
         return [self.id, one.source, size, region, f"{one.bytes / 1e6:.2f}", crc.get(self.id, UNCHECKED)]
 
 
-def list_items(cache: Path, root: Path, wanted: str = "") -> list[Row]:
+class CheckStatus(NamedTuple):
+    """How many items have been checked, and of how many."""
+
+    checked: int
+    total: int
+
+
+def list_items(cache: Path, root: Path, wanted: str = "") -> list[ItemRow]:
     """Every item whose name or source holds `wanted`; damaged and missing ones with the reason."""
     store = Store(cache)
     indexed = {entry.id: entry for entry in store.index_lines()}
     rows = [_row(path, indexed, root) for path in store.item_paths()]
-    there = {row.id for row in rows}
-    rows += [Row(one, store.item_path(one), None, "is indexed, but missing") for one in sorted(set(indexed) - there)]
+    present = {row.id for row in rows}
+    rows += [
+        ItemRow(one, store.item_path(one), None, "is indexed, but missing") for one in sorted(set(indexed) - present)
+    ]
     wanted = wanted.strip().lower()
     return [row for row in rows if wanted in row.id.lower() or (row.entry and wanted in row.entry.source.lower())]
 
 
-def items_table(rows: list[Row], crc: dict[str, str]) -> str:
+def items_table(rows: list[ItemRow], crc: dict[str, str]) -> str:
     """The items, each name a button."""
     if not rows:
         return "<p>No such items.</p>"
     lines = []
     for row in rows:
         name, *others, state = map(escape, row.cells(crc))
-        kind = "good" if state == INTACT else "ill" if state.startswith("damaged") else ""
+        kind = "good" if state == INTACT else "bad" if state.startswith("damaged") else ""
         button = f'<button type="button" data-item="{name}">{name}</button>' if row.entry is not None else name
         cells = "".join(f"<td>{one}</td>" for one in others)
         lines.append(f'<tr><td>{button}</td>{cells}<td class="{kind}">{state}</td></tr>')
-    head = "".join(f"<th>{one}</th>" for one in HEAD)
+    head = "".join(f"<th>{one}</th>" for one in _HEAD)
     return (
         f'<div class="scroll"><table class="plain left"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def check_items(rows: list[Row], crc: dict[str, str], ticket: Ticket) -> None:
-    """The work of a ticket: read every byte of every row and hold it against its crc32."""
+def check_items(rows: list[ItemRow], crc: dict[str, str], job: QueuedJob) -> None:
+    """The work of a job: read every byte of every item and compare it with its crc32."""
     for number, row in enumerate(rows, 1):
-        ticket.check()
-        ticket.news = (number, len(rows))
+        job.check()
+        job.status = CheckStatus(number, len(rows))
         if row.entry is not None:
             crc[row.id] = crc_state(row.path)
 
@@ -100,7 +109,7 @@ def crc_state(path: Path) -> str:
     return INTACT
 
 
-def item_page(cache: Path, row: Row) -> str:
+def item_page(cache: Path, row: ItemRow) -> str:
     """The item's pictures and figures."""
     batch = CacheReader(cache, items=[row.id], features=False).read(row.id)
     header = read_header(row.path)
@@ -122,23 +131,25 @@ def item_page(cache: Path, row: Row) -> str:
     )
 
 
-def _row(path: Path, indexed: dict[str, Entry], root: Path) -> Row:
+def _row(path: Path, indexed: dict[str, Entry], root: Path) -> ItemRow:
     name = path.stem
     if not path.resolve().is_relative_to(root):
-        return Row(name, path, None, "leads out of the chosen folder")
+        return ItemRow(name, path, None, "leads out of the chosen folder")
     entry, size = indexed.get(name), path.stat().st_size
+    # The index answers for files of the size it knows; opening thousands of HDF5 headers would take long.
     if entry is not None and entry.bytes == size:
-        return Row(name, path, entry)
+        return ItemRow(name, path, entry)
     try:
-        return Row(name, path, Entry.of(read_header(path), size))
+        return ItemRow(name, path, Entry.of(read_header(path), size))
     except Refusal as refusal:
-        return Row(name, path, None, refusal.what)
+        return ItemRow(name, path, None, refusal.what)
 
 
 def _picture(caption: str, rgb_BCHW: Tensor) -> str:
     rgb_HWC = quantize_u8(rgb_BCHW)[0].permute(1, 2, 0).numpy()
-    top, left = (max(0, side - _SIDE) // 2 for side in rgb_HWC.shape[:2])
-    part_HWC = np.ascontiguousarray(rgb_HWC[top : top + _SIDE, left : left + _SIDE, ::-1])
+    top, left = (max(0, side - _CROP) // 2 for side in rgb_HWC.shape[:2])
+    part_HWC = np.ascontiguousarray(rgb_HWC[top : top + _CROP, left : left + _CROP, ::-1])
+    # Inside the page, as a data address: then no route has to give out files of caches.
     done, data = cv2.imencode(".png", part_HWC)
     assert done
     address = f"data:image/png;base64,{base64.b64encode(data.tobytes()).decode()}"

@@ -18,28 +18,30 @@ _PALETTE = (
 )
 
 
-def coloured(values_HW: np.ndarray, low: float, high: float) -> np.ndarray:
+def viridis(values_HW: np.ndarray, low: float, high: float) -> np.ndarray:
     """Viridis from `low` to `high`, uint8 (H, W, 3)."""
-    levels_HW = (np.asarray(values_HW, np.float32) - low) / max(high - low, 1e-9)
-    return _viridis((levels_HW.clip(0, 1) * 255).round().astype(np.uint8))
+    levels_HW = (np.asarray(values_HW, np.float32) - low) / max(high - low, 1e-9)  # a constant map has high == low
+    return _apply_viridis((levels_HW.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def painted(gates_EHW: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
+def argmax_colours(gates_EHW: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
     """At every pixel the colour of the expert that weighs most, uint8 (H, W, 3)."""
     return np.array(colours, np.uint8)[gates_EHW.argmax(0)]
 
 
 def expert_colours(count: int) -> list[tuple[int, int, int]]:
-    """One for each expert; beyond eight they come round again."""
+    """One for each expert; beyond eight they repeat."""
     return [_PALETTE[index % len(_PALETTE)] for index in range(count)]
 
 
-def _viridis(levels_HW: np.ndarray) -> np.ndarray:
+def _apply_viridis(levels_HW: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels_HW, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
 
 
-# Of the legend, from low to high.
-LADDER = ["rgb({}, {}, {})".format(*one) for one in _viridis(np.linspace(0, 255, 9).round().astype(np.uint8)[None])[0]]
+# Nine steps of the legend's gradient, from low to high: the browser blends between them.
+COLOUR_BAR = [
+    "rgb({}, {}, {})".format(*one) for one in _apply_viridis(np.linspace(0, 255, 9).round().astype(np.uint8)[None])[0]
+]
 
 
 def css_colour(index: int) -> str:
