@@ -5,6 +5,7 @@ Axes: B batch (1), K layers, H and W.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
     from fusion.inference.source import Source
+    from fusion.inference.tiles import FeatheredSpan
     from fusion.inference.upscale import Grid
 
     GridOf = Callable[[Source], Grid]
@@ -128,9 +130,13 @@ class BudgetRunner:
         A part of a tile (after memory ran out) that begins where the next tile does is answered as that one.
         """
         plan = self._plans[place.item]
-        row = max(index for index, span in enumerate(plan.grid.rows) if span.start <= place.top)
-        column = max(index for index, span in enumerate(plan.grid.columns) if span.start <= place.left)
+        row, column = _span_at(plan.grid.rows, place.top), _span_at(plan.grid.columns, place.left)
         return self.head.menu[int(plan.chosen_PQ[row, column])]
+
+
+def _span_at(spans: Sequence[FeatheredSpan], position: int) -> int:
+    """Index of the last span that starts at or before `position`."""
+    return bisect_right(spans, position, key=lambda span: span.start) - 1
 
 
 @torch.no_grad()

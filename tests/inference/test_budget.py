@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from fusion.budget.model import MEASURES, BudgetModel, choose, measure_cells
 from fusion.budget.plan import Outlook, plan_share
 from fusion.budget.run import BudgetRunner
 from fusion.inference.command import Request, carry_out
+from fusion.inference.ensemble import Answer
 from fusion.inference.options import Options
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.base.blend import BaseBlend, BaseRecord
@@ -35,6 +37,9 @@ from imaging.settings import load_settings, parse_settings
 from tests.experts.parts import image
 from tests.fusion.parts import random_record
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
+
+if TYPE_CHECKING:
+    from fusion.inference.ensemble import Ask, Place
 
 
 def menu_of(rng: np.random.Generator, choices: int) -> list[float]:
@@ -206,6 +211,37 @@ def test_the_dear_expert_runs_where_the_detail_is(half_busy: Path, capsys: pytes
     page = (half_busy / "out" / "report.html").read_text()
     assert "Budget plan" in page
     assert "gate/dear" in page
+
+
+def test_each_tile_runs_the_experts_of_its_own_row_and_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three rows and two columns of tiles, detail in one tile alone: only there may the dear expert be called."""
+    levels = np.full((88, 64, 3), 128, np.uint8)
+    levels[38:50, :26] = np.random.default_rng(0).integers(60, 200, (12, 26, 3))
+    Image.fromarray(levels).save(tmp_path / "in.png")
+    calls: dict[str, set[tuple[int, int]]] = {"cheap": set(), "dear": set()}
+
+    def expert(name: str) -> Ask:
+        def ask(lr_BCHW: torch.Tensor, place: Place, _turn: int) -> Answer:
+            calls[name].add((place.top, place.left))
+            return Answer(enlarge(lr_BCHW), None)
+
+        return ask
+
+    ensemble = replace(ensemble_of(cheap=enlarge, dear=enlarge), experts={name: expert(name) for name in calls})
+    ensemble.identity["fusion"]["kind"] = "fusion"
+    gains = [[0.1 * (name == "fine") for name in MEASURES]]
+    (tmp_path / "budget.json").write_text(head_for("cheap", "dear", gains=gains).model_dump_json())
+    options = Options(tile=40, budget=0.5)
+    request = Request(
+        tmp_path / "in.png", tmp_path / "out", options, budget_head=tmp_path / "budget.json", as_json=True
+    )
+    assert carry_out(request, ensemble) == DONE
+    plan = json.loads(capsys.readouterr().out)["plans"]["in"]
+    assert plan["experts_per_tile"] == [[1, 1], [2, 1], [1, 1]]
+    assert calls["cheap"] == {(top, left) for top in (0, 24, 48) for left in (0, 24)}
+    assert calls["dear"] == {(24, 0)}
 
 
 @pytest.fixture
