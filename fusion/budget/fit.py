@@ -26,7 +26,7 @@ from fusion.budget.cells import (
     truth_of,
 )
 from fusion.budget.curve import as_text, curve, said
-from fusion.budget.model import BudgetModel
+from fusion.budget.model import BUDGET_FILE, BudgetModel
 from fusion.network.base.blend import BaseBlend
 from fusion.network.base.fit import BaseFit
 from fusion.network.save import load_model
@@ -35,7 +35,7 @@ from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fusion.budget.cells import Cells
     from fusion.budget.curve import ImagesOf
@@ -122,6 +122,41 @@ def fit(
         measured_on=measured_on,
     )
     return head, base
+
+
+def fit_after_training(
+    model_file: Path,
+    cache: Path,
+    experts: Sequence[str],
+    time_experts: Callable[[], Mapping[str, float | None]],
+    *,
+    training_items: Sequence[str],
+    held_out_items: Sequence[str],
+    device: str,
+) -> str | None:
+    """Write budget.json beside a finished model: its name, or None (logged) where the `experts` cannot be timed.
+
+    `time_experts` gives seconds per LR pixel, None for folders of images. A trained fusion's gains are measured on the
+    items that it was not trained on, a closed form's on all the others.
+    """
+    try:
+        seconds = time_experts()
+    except Refusal as refusal:
+        # The training itself has succeeded: a missing budget model must not turn it into a failure.
+        log.warning("no budget model, since the experts cannot be timed: %s", refusal)
+        return None
+    costs = {name: cost for name, cost in seconds.items() if cost is not None}
+    if set(costs) != set(experts) or len(costs) < 2:
+        lacking = ", ".join(sorted(set(experts) - set(costs))) or "a second expert"
+        log.warning("no budget model, since these are not the networks that the cache was made with: %s", lacking)
+        return None
+    model = load_model(model_file)
+    items = training_items if learned(model) is None else held_out_items
+    budget_model, _ = fit(cache, costs, items=items, model=model.to(device).eval(), measured_on=device)
+    target = model_file.parent / BUDGET_FILE
+    write_text(target, budget_model.model_dump_json(indent=2) + "\n")
+    log.info("%s: for infer.py --budget, costs measured on %s", target, device)
+    return BUDGET_FILE
 
 
 def learned(model: FusionSR | None) -> FusionSR | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+BUDGET_FILE = "budget.json"  # beside a model's own file
 CELL = 16  # LR pixels a side of what is measured at once
 MEASURES = ("one", "fine", "middle", "coarse", "fine/middle", "middle/coarse", "coherence", "texture", "peaks", "bends")
 _TINY = 1e-7  # a quarter of a grey level, squared: below it a cell is flat

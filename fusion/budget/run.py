@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fusion.budget.model import BudgetModel
+from fusion.budget.model import BUDGET_FILE, BudgetModel
 from fusion.budget.plan import as_plan, look_ahead, plan_loss, plan_share
 from fusion.inference.ensemble import PLAIN, Ensemble, Place, answer_tile
 from fusion.inference.model_selection import DEFAULT
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fusion.inference.upscale import Grid
 
     GridOf = Callable[[Source], Grid]
-
-BUDGET_FILE = "budget.json"  # beside a model's own file
 
 
 def find_budget_model(model: str, pretrained: Path) -> Path:

@@ -72,7 +72,7 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     warn_about([one.job.input for one in sized])
     buyer = BudgetRunner.load(request.budget_head, ensemble, request.options) if request.budget_head else None
     gallery = Gallery(ensemble, request.hr, buyer) if request.report else None
-    outcome = Pipeline(ensemble, request.options, tile, gallery, buyer, refiner).run(jobs)
+    outcome = Pipeline(ensemble, request.options, tile, gallery, buyer, refiner).run(sized, refused)
     if outcome.failed and not request.input.is_dir():
         raise next(iter(outcome.failed.values()))
     extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}

@@ -8,13 +8,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from fusion.inference.ensemble import EIGHTFOLD, PLAIN, SCALE, answer_tile
 from fusion.inference.image_writer import DiskFull, ImageWriter
-from fusion.inference.jobs import ImageJob, Sized, measure_jobs
 from fusion.inference.oom_retry import OutOfMemoryRetry
 from fusion.inference.refining import Refining, with_refiner
 from fusion.inference.report.provenance import KEY, is_current, make_manifest, write_record
@@ -27,12 +27,12 @@ from imaging.refusal import Refusal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
-    from pathlib import Path
 
     from fusion.budget.run import BudgetRunner
     from fusion.inference.ensemble import Ensemble
+    from fusion.inference.jobs import ImageJob, Sized
     from fusion.inference.options import Options
-    from fusion.inference.report.gallery import Gallery
+    from fusion.inference.upscale import Collector
     from fusion.refinement.open import Refiner
 
 log = logging.getLogger(__name__)
@@ -84,30 +84,31 @@ class Pipeline:
         ensemble: Ensemble,
         options: Options,
         tile: int,
-        gallery: Gallery | None = None,
+        collector: Collector | None = None,
         buyer: BudgetRunner | None = None,
         refiner: Refiner | None = None,
     ) -> None:
         self.ensemble, self.options, self.tile = with_refiner(ensemble, refiner), options, tile
-        self._gallery, self._buyer = gallery, buyer
+        self._collector, self._buyer = collector, buyer
         turns = EIGHTFOLD if options.tta else PLAIN
         if buyer is not None:
-            ask = partial(buyer.answer, ensemble, turns=turns, maps=gallery is not None)
+            ask = partial(buyer.answer, ensemble, turns=turns, maps=collector is not None)
         else:
-            ask = partial(answer_tile, ensemble, turns=turns, maps=gallery is not None)
+            ask = partial(answer_tile, ensemble, turns=turns, maps=collector is not None)
         self._elastic = OutOfMemoryRetry(ask, ensemble.margin, ensemble.multiple)
         self.outcome = RunResult(events=self._elastic.events)
         assert (refiner is None) == (options.refine is None)
         self._refining = Refining(refiner, options.refine, self.outcome) if refiner and options.refine else None
 
-    def run(self, jobs: Sequence[ImageJob]) -> RunResult:
-        """Make every image that can be made; the rest is listed."""
-        for folder in {job.output.parent for job in jobs if job.output.parent.is_dir()}:
+    def run(self, sized: Sequence[Sized], refused: Sequence[tuple[ImageJob, Refusal]] = ()) -> RunResult:
+        """Jobs as `measure_jobs` gives them: every image that can be made is made; the rest is listed."""
+        folders = {job.output.parent for job in (*(one.job for one in sized), *(job for job, _ in refused))}
+        for folder in filter(Path.is_dir, folders):
             remove_dead_temporaries(folder)
         began = time.perf_counter()
         if self._buyer is not None:  # over all images, those already there too: a run taken up again plans the same
-            self._buyer.plan(measure_jobs(list(jobs))[0], self._grid)
-        sized, refused = measure_jobs([job for job in jobs if not self._skips(job)])
+            self._buyer.plan(sized, self._grid)
+        sized = [one for one in sized if not self._skips(one.job)]
         for job, refusal in refused:
             self._fail(job, refusal)
         pixels = sum(one.height * one.width for one in sized)
@@ -157,7 +158,7 @@ class Pipeline:
         progress.tiles = len(grid)
         if self._buyer is not None:
             self.outcome.plans[job.item] = self._buyer.document(job.item)
-        page = self._gallery.start(job, source, claim) if self._gallery else None
+        collector = self._collector.start(job, source, claim) if self._collector else None
         size = {"height": SCALE * source.height, "width": SCALE * source.width, "channels": channels_of(source)}
         text = {KEY: json.dumps(claim)}
         sink = ImageWriter(job.output, **size, depth=depth, icc=source.icc, text=text)
@@ -170,8 +171,8 @@ class Pipeline:
                 sink,
                 self.ensemble.device,
                 depth=depth,
-                collector=page,
-                rework=self._refining and self._refining.of(source, job.item, page),
+                collector=collector,
+                rework=self._refining and self._refining.of(source, job.item, collector),
                 tick=progress.tick,
             )
         except BaseException:
@@ -186,8 +187,8 @@ class Pipeline:
         }
         if job.item in self.outcome.guards:
             seen["refined"] = self.outcome.guards[job.item]
-        if page is not None:
-            page.finish(seen, self.outcome.plans.get(job.item))
+        if collector is not None:
+            collector.finish(seen, self.outcome.plans.get(job.item))
         return _Open(job, sink, claim, seen, progress.megapixels)
 
     @property

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
     from fusion.inference.pipeline import RunResult
-    from fusion.inference.report.gallery import Page
     from fusion.inference.source import Source
+    from fusion.inference.upscale import ImageCollector
     from fusion.refinement.open import Refiner
     from fusion.refinement.presets import Blend
 
@@ -48,7 +48,7 @@ class Refining:
     how: Blend
     outcome: RunResult
 
-    def of(self, source: Source, item: str, page: Page | None) -> Callable[[Tensor], Tensor]:
+    def of(self, source: Source, item: str, collector: ImageCollector | None) -> Callable[[Tensor], Tensor]:
         """What makes the whole fused image of this source into the refined one."""
 
         def rework(fused_CHW: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class Refining:
 
                 refined = refine(self.refiner, fused_CHW, lr_CHW, self.how, tick, self._say)
             self.outcome.guards[item] = refined.guard
-            if page is not None:
-                page.add_refined(refined.image_CHW, refined.guard)
+            if collector is not None:
+                collector.add_refined(refined.image_CHW, refined.guard)
             return refined.image_CHW
 
         return rework

@@ -6,7 +6,7 @@ Axes: B batch (1), C channels, K layers (the image's three, then maps), H and W.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion.inference.image_writer import ImageWriter
+    from fusion.inference.jobs import ImageJob
     from fusion.inference.oom_retry import OutOfMemoryRetry
     from fusion.inference.source import Source
     from fusion.inference.tiles import FeatheredSpan
@@ -30,11 +31,27 @@ if TYPE_CHECKING:
 _ROWS = 256  # of a reworked image that are made levels at a time
 
 
-class Collector(Protocol):
-    """Whoever wants to see the layers of an image as they are finished (the report)."""
+class ImageCollector(Protocol):
+    """Receives the layers of one image while it is made, in the order of these methods."""
 
-    def add(self, band_KHW: Tensor) -> None:
+    def add(self, band_KHW: Tensor, /) -> None:
         """The next rows: float, not clamped, the image's three layers first."""
+        ...
+
+    def add_refined(self, image_CHW: Tensor, guard: dict[str, float], /) -> None:
+        """Only where a refiner runs: the whole refined image, float and not clamped, and the guard's measures."""
+        ...
+
+    def finish(self, seen: dict[str, Any], plan: dict[str, Any] | None, /) -> None:
+        """After the last row: tiles, seconds and events of this image, and its budget plan where there is one."""
+        ...
+
+
+class Collector(Protocol):
+    """What the pipeline calls for each image when layers are wanted beside the file: the report, the studio."""
+
+    def start(self, job: ImageJob, source: Source, manifest: dict[str, Any], /) -> ImageCollector:
+        """Before the first tile of an image; a Refusal fails this image only."""
         ...
 
 
@@ -69,7 +86,7 @@ def upscale(
     device: torch.device,
     *,
     depth: Depth,
-    collector: Collector | None = None,
+    collector: ImageCollector | None = None,
     rework: Callable[[Tensor], Tensor] | None = None,
     tick: Callable[[], object],
 ) -> None:
@@ -111,7 +128,7 @@ def upscale(
     sink.close()
 
 
-def _collected(bands: Iterable[Tensor], collector: Collector) -> Iterator[Tensor]:
+def _collected(bands: Iterable[Tensor], collector: ImageCollector) -> Iterator[Tensor]:
     for band_KHW in bands:
         collector.add(band_KHW)
         yield band_KHW[:3]

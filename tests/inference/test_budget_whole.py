@@ -55,7 +55,7 @@ def test_without_the_networks_there_is_no_head_and_training_says_why(
 ) -> None:
     document = fusion_document(place / "cache", tmp_path / "run", steps=1)
     assert run(train.main, ["--config", str(write_config(tmp_path / "c.yaml", document))]) == DONE
-    assert "no budget head, since the experts cannot be timed" in caplog.text
+    assert "no budget model, since the experts cannot be timed" in caplog.text
     assert not (tmp_path / "run" / "budget.json").exists()
 
 

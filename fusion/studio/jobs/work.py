@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fusion.inference.command import settle_tile
 from fusion.inference.ensemble import EIGHTFOLD, SCALE
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
-    from fusion.inference.report.gallery import Gallery
     from fusion.studio.jobs.ensemble_cache import EnsembleCache
     from fusion.studio.jobs.job_queue import Ticket
     from fusion.studio.jobs.result_store import ResultStore
@@ -101,11 +100,9 @@ class Studio:
             news.watch.begin(len(grid) * (len(EIGHTFOLD) if options.tta else 1), refinements)
             news.doing = "computing"
             album = ArrayRecorder(ensemble, news.watch, folder, buyer, refined=refiner is not None)
-            # Of a gallery the pipeline calls nothing but `start`, and of its page `add` and `finish`.
-            gallery = cast("Gallery", album)
             watched = None if refiner is None else news.watch.over_refiner(refiner)
-            pipeline = Pipeline(news.watch.over(ensemble), options, tile, gallery, buyer, watched)
-            outcome = pipeline.run([one.job])
+            pipeline = Pipeline(news.watch.over(ensemble), options, tile, album, buyer, watched)
+            outcome = pipeline.run([one])
             for refusal in outcome.failed.values():
                 raise refusal
             assert album.finished is not None
