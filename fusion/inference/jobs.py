@@ -47,7 +47,7 @@ def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> 
 
 
 def measure_jobs(jobs: list[ImageJob]) -> tuple[list[Sized], list[tuple[ImageJob, Refusal]]]:
-    """Sizes from the headers; what cannot even be opened is told before any computing."""
+    """Sizes from the headers; what cannot be opened is listed before any computing."""
     sized: list[Sized] = []
     refused: list[tuple[ImageJob, Refusal]] = []
     for job in jobs:
@@ -74,7 +74,7 @@ def check_target(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        cure = "choose another output folder, or mend its permissions"
+        cure = "choose another output folder, or correct its permissions"
         raise Refusal(f"cannot be written to ({error.strerror})", where=folder, cure=cure) from None
 
 

@@ -1,4 +1,4 @@
-"""One image's levels -> tiles -> answers -> finished rows into a sink; memory does not grow with the image's height.
+"""One image's levels -> tiles -> finished rows into an image writer; memory does not grow with the image's height.
 
 Axes: B batch (1), C channels, K layers (the image's three, then maps), H and W.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from imaging.files import Depth
 
 
-_ROWS = 256  # of a reworked image that are made levels at a time
+_ROWS = 256  # of a refined image that are rounded to levels at a time: a band, not a second whole image
 
 
 class ImageCollector(Protocol):
@@ -81,8 +81,8 @@ def upscale(
     source: Source,
     item: str,
     grid: Grid,
-    elastic: OutOfMemoryRetry,
-    sink: ImageWriter,
+    retry: OutOfMemoryRetry,
+    writer: ImageWriter,
     device: torch.device,
     *,
     depth: Depth,
@@ -96,10 +96,10 @@ def upscale(
     and only then, is the image held whole.
     """
 
-    def ask(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
+    def run_tile(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
         lr_BCHW = source.window(row.start, row.stop, column.start, column.stop).to(device)
         place = Place(item, row.start, column.start, source.height, source.width)
-        layers_KHW = elastic.run(lr_BCHW, place).cpu()
+        layers_KHW = retry.run(lr_BCHW, place).cpu()
         tick()
         return layers_KHW
 
@@ -108,7 +108,7 @@ def upscale(
         is_final = collector is None and rework is None
         return to_levels(part_KHW, depth, grey=source.grey) if is_final else part_KHW
 
-    bands = assemble(grid.rows, grid.columns, ask, finish)
+    bands = assemble(grid.rows, grid.columns, run_tile, finish)
     if collector is not None:
         bands = _collected(bands, collector)
     if rework is not None:
@@ -121,11 +121,11 @@ def upscale(
             alpha_1HW = _quantized(source.alpha_rows(done, band_KHW.shape[-2])[None], depth)
             band_KHW = torch.cat([band_KHW, alpha_1HW])
         done += band_KHW.shape[-2]
-        sink.put(band_KHW)
+        writer.put(band_KHW)
         if done < SCALE * source.height:
-            give_back_memory()  # bands of wide images tear holes into what is kept for the tiles
+            give_back_memory()  # bands of wide images fragment the heap that the tiles reuse
     assert done == SCALE * source.height
-    sink.close()
+    writer.close()
 
 
 def _collected(bands: Iterable[Tensor], collector: ImageCollector) -> Iterator[Tensor]:

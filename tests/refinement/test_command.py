@@ -84,10 +84,10 @@ def test_end_to_end_with_lora_report_and_provenance(room: Path, tmp_path: Path) 
     assert document["refined"]["a"]["low_band_drift"] < 0.01
     assert document["refined"]["a"]["lr_rms"] != document["refined"]["a"]["lr_rms_before"]
     assert pixels(out / "a.png").shape == (68, 92, 3)
-    claim = read_manifest(out / "a.png")
-    assert claim["options"]["refine"] == {"strength": 1.0, "colour": "wavelet", "seed": 3}
-    assert claim["refine"]["lora"].keys() == {"transformer.safetensors", "vae.safetensors"}
-    assert re.fullmatch(r"[0-9a-f]{64}", claim["refine"]["base"]["transformer/diffusion_pytorch_model.safetensors"])
+    manifest = read_manifest(out / "a.png")
+    assert manifest["options"]["refine"] == {"strength": 1.0, "colour": "wavelet", "seed": 3}
+    assert manifest["refine"]["lora"].keys() == {"transformer.safetensors", "vae.safetensors"}
+    assert re.fullmatch(r"[0-9a-f]{64}", manifest["refine"]["base"]["transformer/diffusion_pytorch_model.safetensors"])
     assert json.loads(record_path(out / "a.png").read_text())["refined"] == document["refined"]["a"]
     page = (out / "report.html").read_text()
     assert page.count('alt="refined"') == 2

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.fft import dctn
 
-from fusion.refinement.colour import LEVELS, coarse, fix_colour
-from fusion.refinement.guard import hold_low_band, low_band, measure
+from fusion.refinement.guard import LEVELS, coarse, fix_colour, hold_low_band, low_band, measure
 from fusion.refinement.open import open_refiner
 from fusion.refinement.presets import PRESETS, Blend, preset_of
 from fusion.refinement.refine import blend, count_tiles
