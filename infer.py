@@ -107,6 +107,7 @@ def build(
     if compiled:
         for one in networks:
             compile_network(one)
+    # Tiles begin at common multiples of all windows, so that attention windows and DCT blocks fall as in the whole.
     multiples = [one.padding.multiple for one in networks]
     return Ensemble(
         experts={one.name: expert_function(one) for one in experts},
@@ -134,12 +135,13 @@ def expert_function(expert: Expert) -> RunExpert:
 
         return run_network
 
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=1)  # all tiles of an image come before the next image
     def read_image(item: str, height: int, width: int) -> Answer:
         output = expert.run(torch.zeros(1, 3, height, width), [item])
         return Answer(output.sr_BCHW, output.feat_BCHW)
 
     def crop(lr_BCHW: Tensor, place: Place, turn: int) -> Answer:
+        # The tile comes turned, its place does not: cut the unturned part and turn it.
         height, width = transform(lr_BCHW, 1).shape[-2:] if turn % 2 else lr_BCHW.shape[-2:]
         sr_BCHW, feat_BCHW = read_image(place.item, place.height, place.width)
         rows, columns = slice(place.top, place.top + height), slice(place.left, place.left + width)

@@ -69,6 +69,7 @@ def _predict_image(model: BudgetModel, tiles: Sequence[Tensor]) -> GainPredictio
 
 def _within(maps_MHW: np.ndarray, large: Part) -> np.ndarray:
     """A tile's part of the image's mean squared error, for each choice; the border does not count."""
+    # Squared errors come without the border that PSNR leaves out; zeros there keep the tiles' coordinates.
     inner_MHW = np.pad(maps_MHW, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
     return inner_MHW[large].sum((1, 2)) / (maps_MHW.shape[1] * maps_MHW.shape[2])
 

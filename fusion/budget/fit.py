@@ -188,6 +188,7 @@ def _thinned(reader: CacheReader, enough: int) -> list[str]:
     every = math.ceil(sum(entry.height * entry.width for entry in reader.entries) / enough)
     if every > 1:
         log.info("one in %d of %d items is enough to learn from", every, len(reader.entries))
+    # Every n-th, not the first n: caches list their sources one after the other.
     return [entry.id for entry in reader.entries[::every]]
 
 

@@ -177,13 +177,13 @@ def _spend_rest(
     further: list[tuple[float, float]] = []
     seconds, gain = reached
     while True:
-        dearer_NM = (costs_M[None] - costs_M[chosen_N][:, None]) * pixels_N[:, None]
+        extra_NM = (costs_M[None] - costs_M[chosen_N][:, None]) * pixels_N[:, None]
         better_NM = (gains_NM - np.take_along_axis(gains_NM, chosen_N[:, None], 1)) * pixels_N[:, None]
-        fits_NM = (dearer_NM >= 0) & (seconds + dearer_NM <= allowed * (1 + 1e-9)) & (better_NM > 0)
+        fits_NM = (extra_NM >= 0) & (seconds + extra_NM <= allowed * (1 + 1e-9)) & (better_NM > 0)
         if not fits_NM.any():
             return further
         tile, choice = np.unravel_index(np.where(fits_NM, better_NM, -np.inf).argmax(), fits_NM.shape)
-        seconds, gain = seconds + float(dearer_NM[tile, choice]), gain + float(better_NM[tile, choice])
+        seconds, gain = seconds + float(extra_NM[tile, choice]), gain + float(better_NM[tile, choice])
         chosen_N[tile] = choice
         further.append((seconds, gain))
 

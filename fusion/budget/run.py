@@ -112,6 +112,7 @@ class BudgetRunner:
         layers_KHW = run_tile(ensemble, lr_BCHW, place, turns=turns, names=names, maps=maps)
         if not maps:
             return layers_KHW
+        # Layers as `run_tile` stacks them: the image's three, three for each expert run, their gates, the difficulty.
         first = 3 + 3 * names.index(self.cheapest) if self.cheapest in names else None
         # Where the cheapest is not in the plan it runs for the report only: it has no part in the image.
         image_KHW = (

@@ -67,6 +67,7 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     tile, cost = settle_tile(request.options, ensemble, sized)
     if request.dry_run:
         return _forecast(request, ensemble, sized, refused, tile, cost, refiner)
+    # All that may refuse or warn comes before the first tile: a run may take hours.
     check_target(folder)
     forecast.check_disk(sized, folder)
     warn_about([one.job.input for one in sized])

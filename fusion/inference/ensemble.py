@@ -117,6 +117,7 @@ def run_tile(
         layers_KHW = undo(_layers(ensemble.fuse(turned_BCHW, answers), answers, maps), turn)
         total = layers_KHW if total is None else total + layers_KHW
     assert total is not None
+    # A single turn stays undivided, bit for bit what the fusion gave.
     mean_KHW = total / len(turns) if len(turns) > 1 else total
     if not bool(torch.isfinite(mean_KHW).all()):
         cure = "run it with --precision fp32; if it persists, `python -m fusion doctor` examines the model"

@@ -68,6 +68,7 @@ def _measured(job: ImageJob) -> Sized | Refusal:
 
 def check_target(folder: Path) -> None:
     """Refuse a place that cannot be written to before the first second of computing."""
+    # A real file, since permission bits do not tell of read-only file systems.
     probe = folder / ".write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)

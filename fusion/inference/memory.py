@@ -87,7 +87,7 @@ def _reset_peak(device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     with suppress(OSError):
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5")  # resets VmHWM, see proc(5): else the peak is that of loading the models
     return _status("VmRSS")
 
 

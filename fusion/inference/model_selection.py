@@ -78,6 +78,7 @@ def is_fusion_file(path: Path) -> bool:
     """By the file's own header, which begins with its length and then JSON."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        # At most 1 MiB: the length in a file of another kind may be any number.
         return FORMAT.encode() in stream.read(min(length, 1 << 20))
 
 

@@ -113,6 +113,7 @@ class Pipeline:
             self._fail(job, refusal)
         pixels = sum(one.height * one.width for one in sized)
         bar = tqdm(total=pixels * SCALE**2 / 1e6, unit="MP", desc="upscale", bar_format=_BAR)
+        # One thread: reading an image ahead hides the disk, more would only hold more images.
         with bar, ThreadPoolExecutor(1, "read") as reader:
             self._make_all(sized, reader, bar)
         self.result.seconds = time.perf_counter() - began

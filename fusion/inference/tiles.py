@@ -49,6 +49,7 @@ class FeatheredSpan:
 
 
 def _ramp(length: int) -> Tensor:
+    # Sampled at pixel centres, so that the seam lies in the middle and neither tile weighs more.
     return (torch.arange(length) + 0.5) / length
 
 
@@ -106,6 +107,7 @@ def assemble(
             if left_KHW is not None:
                 block_KHW[..., : left_KHW.shape[-1]] += left_KHW
             done = SCALE * ((next_column.low if next_column else column.high) - column.low)
+            # Cloned, or the view would keep the whole block in memory while the next tile runs.
             left_KHW = block_KHW[..., done:].clone() if next_column else None
             band.add(block_KHW[..., :done], SCALE * column.low)
         above_KHW = band.below_KHW

@@ -65,6 +65,7 @@ def open_refiner(preset: str, model: str, lora: Path | None, device: torch.devic
     found = find_conditions(chosen, folder, lora)
     conditions = load_conditions(chosen, folder, found)
     dtype = precision_on(device)
+    # LoRA is fused in float32 and cast afterwards: in half precision small updates would be lost to rounding.
     parts = _load_parts(chosen, folder, torch.float32 if loras else dtype)
     update = update_of(chosen, folder)
     if loras:

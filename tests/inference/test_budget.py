@@ -336,14 +336,14 @@ def test_a_maximum_loss_is_kept(half_busy: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("budget_model", "says"),
+    ("budget_model", "message"),
     [
         (budget_model_for("cheap", "other"), "is for cheap, other"),
         (budget_model_for("cheap", "dear", weights_sha256={"dear": "0" * 64}), "not those the budget was fitted for"),
     ],
 )
-def test_a_budget_model_for_other_experts_is_refused(half_busy: Path, budget_model: BudgetModel, says: str) -> None:
-    with pytest.raises(Refusal, match=says):
+def test_a_budget_model_for_other_experts_is_refused(half_busy: Path, budget_model: BudgetModel, message: str) -> None:
+    with pytest.raises(Refusal, match=message):
         run_budget(half_busy, budget_model, budget=0.5)
 
 

@@ -197,7 +197,7 @@ def test_one_bad_image_among_many(tmp_path: Path, expert: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda folder: None, "no such file or folder"),
         (lambda folder: folder.mkdir(), "holds no images"),
@@ -205,11 +205,11 @@ def test_one_bad_image_among_many(tmp_path: Path, expert: Path, capsys: pytest.C
         (lambda folder: folder.write_text("no image"), "is not an image"),
     ],
 )
-def test_nothing_to_do_is_refused(tmp_path: Path, expert: Path, make: Any, says: str, capsys: Any) -> None:
+def test_nothing_to_do_is_refused(tmp_path: Path, expert: Path, make: Any, message: str, capsys: Any) -> None:
     make(tmp_path / "in")
     assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out") == REFUSED
     error = capsys.readouterr().err.strip()
-    assert says in error
+    assert message in error
     assert error.splitlines()[-1].startswith("refused: ")
 
 
@@ -289,7 +289,7 @@ def test_interruption_removes_the_current_file_and_the_next_run_resumes(
     assert len(document["written"]) == 2
 
 
-def test_out_of_memory_is_told(tmp_path: Path, expert: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_out_of_memory_is_reported(tmp_path: Path, expert: Path, monkeypatch: Any, capsys: Any) -> None:
     path = tmp_path / "in.png"
     Image.fromarray(photo(170, 130)).save(path)
     original = pipeline.run_tile

@@ -62,7 +62,7 @@ def test_16_bit_png_is_kept(tmp_path: Path, channels: int) -> None:
     np.testing.assert_array_equal(found[..., colours], expected[..., colours])
 
 
-def test_16_bit_tiff_is_kept_and_8_bits_can_be_asked_for(tmp_path: Path) -> None:
+def test_16_bit_tiff_is_kept_unless_8_bits_are_requested(tmp_path: Path) -> None:
     levels = photo(30, 44, 3, depth=16)
     tifffile.imwrite(tmp_path / "in.tif", levels, photometric="rgb")
     (kept,) = upscale(tmp_path / "in.tif", tmp_path / "a").written

@@ -143,7 +143,7 @@ def test_grey_alpha_and_sixteen_bits(room: Path, tmp_path: Path) -> None:
     )
 
 
-def test_dry_run_tells_what_refinement_takes(room: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
+def test_dry_run_forecasts_refinement(room: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
     caplog.set_level("INFO")
     assert call(room, tmp_path / "out", "--dry-run", "--json") == DONE
     document = json.loads(capsys.readouterr().out)
@@ -155,7 +155,7 @@ def test_dry_run_tells_what_refinement_takes(room: Path, tmp_path: Path, capsys:
     assert "refined by tsdsr in float32: 6 tiles of its own" in caplog.text
 
 
-def test_wishes_that_make_no_sense_are_refused(room: Path, tmp_path: Path, capsys: Any) -> None:
+def test_contradictory_options_are_refused(room: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     cases: list[tuple[list[object], str | None, str]] = [
         (["--refine-strength", 0.5], None, "--refine-strength without --refine"),

@@ -219,7 +219,7 @@ def test_blend_meets_both_ends_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"strength": 1.5}, {"strength": float("nan")}, {"colour": "wavlet"}, {"seed": -1}])
-def test_bad_wishes_are_refused(bad: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(Refusal):
         Blend(**bad)
 

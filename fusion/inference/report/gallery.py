@@ -154,6 +154,7 @@ class Page:
         levels_HWC = self.source.levels_HWC
         how = cv2.INTER_CUBIC if height >= self.source.height else cv2.INTER_AREA
         large = cv2.resize(levels_HWC, (width, height), interpolation=how).reshape(height, width, -1)
+        # 65535 = 257 * 255: of 16-bit levels the nearest 8-bit ones.
         large = large if large.dtype == np.uint8 else (large / 257).round().astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(large, (height, width, 3)))
 

@@ -28,6 +28,7 @@ FORMAT = 1
 def make_manifest(input_sha256: str, identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides an image's pixels, as plain JSON."""
     manifest = {"format": FORMAT, "version": _version(), "input_sha256": input_sha256, **identity, "options": options}
+    # As it will be read back from a file (tuples become lists), so that equal manifests compare equal.
     return json.loads(json.dumps(manifest))
 
 
