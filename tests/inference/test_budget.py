@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from dataclasses import replace
@@ -27,6 +28,7 @@ from fusion.budget.run import BudgetRunner
 from fusion.inference.command import Request, carry_out
 from fusion.inference.ensemble import Answer
 from fusion.inference.options import Options
+from fusion.inference.parser import add_arguments, request_of
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.base.blend import BaseBlend, BaseRecord
 from imaging.command import DONE, FAILURES_LISTED, run
@@ -352,6 +354,14 @@ def test_without_a_model_there_is_no_budget(half_busy: Path) -> None:
     ensemble = ensemble_of(cheap=enlarge, dear=enlarge)
     with pytest.raises(Refusal, match="no fusion model"):
         BudgetRunner.load(half_busy / "budget.json", ensemble, Options(budget=0.5))
+
+
+@pytest.mark.parametrize("option", ["--budget-model", "--budget-head"])
+def test_both_spellings_of_the_option_name_the_budget_model(option: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = parser.parse_args(["-i", "in", "-o", "out", "--budget", "0.5", option, "budget.json"])
+    assert request_of(words).budget_model == Path("budget.json")
 
 
 def make_budget_cache(folder: Path) -> Path:
