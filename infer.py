@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experts.spec import Expert, Precision
-    from fusion.inference.ensemble import Ask
+    from fusion.inference.ensemble import RunExpert
 
 log = logging.getLogger(__name__)
-FOLDER_MARGIN = 0  # images that are looked up need no surroundings
+FOLDER_MARGIN = 0  # images from folders need no surroundings
 
 
 def main(
@@ -69,8 +69,8 @@ def command_line(arguments: Sequence[str]) -> int:
     add_arguments(parser)
     words = parser.parse_args(arguments)
     request = request_of(words)
-    if request.budget_head is None and not (request.options.budget is None and request.options.max_loss is None):
-        request = replace(request, budget_head=find_budget_model(words.model, pretrained_folder()))
+    if request.budget_model is None and not (request.options.budget is None and request.options.max_loss is None):
+        request = replace(request, budget_model=find_budget_model(words.model, pretrained_folder()))
     device = words.device or best_device()
     refiner = None
     if request.options.refine is not None:  # before the experts: it is what is most likely to be incomplete
@@ -96,10 +96,10 @@ def build(
     compiled: bool = False,
 ) -> Ensemble:
     """Open the experts, load the fusion model, check that they belong together."""
-    choice = select_model(model, wanted, pretrained_folder())
+    selection = select_model(model, wanted, pretrained_folder())
     where = find_device(device)
-    experts = open_experts(choice.experts, device=where, precision=precision, config=config)
-    fusion = choice.fusion
+    experts = open_experts(selection.experts, device=where, precision=precision, config=config)
+    fusion = selection.fusion
     if fusion is not None:
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
         fusion.to(where)
@@ -109,15 +109,16 @@ def build(
     if compiled:
         for one in networks:
             compile_network(one)
+    # Tiles begin at common multiples of all windows, so that attention windows and DCT blocks fall as in the whole.
     multiples = [one.padding.multiple for one in networks]
     return Ensemble(
-        experts={one.name: ask_of(one) for one in experts},
+        experts={one.name: expert_function(one) for one in experts},
         fuse=plain_mean if fusion is None else fuse_with(fusion),
         margin=max([one.spec.overlap for one in networks] + [FOLDER_MARGIN]) + (FUSION_MARGIN if fusion else 0),
         multiple=lcm(*multiples, FUSION_MULTIPLE if fusion else 1),
         identity={
             "experts": {one.name: _identity(one) for one in experts},
-            "fusion": _fusion(choice, len(experts)),
+            "fusion": _fusion(selection, len(experts)),
             **({"compiled": True} if compiled else {}),  # sums in another order: equal only up to rounding
         },
         device=where,
@@ -126,8 +127,8 @@ def build(
     )
 
 
-def ask_of(expert: Expert) -> Ask:
-    """An expert -> the callable that inference knows: networks run, folders of images are looked up and cut."""
+def expert_function(expert: Expert) -> RunExpert:
+    """An expert -> the function that inference calls: networks run, folders of images are read and cropped."""
     if not expert.identity.is_image_folder:
 
         def run_network(lr_BCHW: Tensor, place: Place, _turn: int) -> Answer:
@@ -136,23 +137,24 @@ def ask_of(expert: Expert) -> Ask:
 
         return run_network
 
-    @lru_cache(maxsize=1)
-    def looked_up(item: str, height: int, width: int) -> Answer:
+    @lru_cache(maxsize=1)  # all tiles of an image come before the next image
+    def read_image(item: str, height: int, width: int) -> Answer:
         output = expert.run(torch.zeros(1, 3, height, width), [item])
         return Answer(output.sr_BCHW, output.feat_BCHW)
 
-    def cut(lr_BCHW: Tensor, place: Place, turn: int) -> Answer:
+    def crop(lr_BCHW: Tensor, place: Place, turn: int) -> Answer:
+        # The tile comes turned, its place does not: cut the unturned part and turn it.
         height, width = transform(lr_BCHW, 1).shape[-2:] if turn % 2 else lr_BCHW.shape[-2:]
-        sr_BCHW, feat_BCHW = looked_up(place.item, place.height, place.width)
+        sr_BCHW, feat_BCHW = read_image(place.item, place.height, place.width)
         rows, columns = slice(place.top, place.top + height), slice(place.left, place.left + width)
         feat = None if feat_BCHW is None else transform(feat_BCHW[..., rows, columns], turn)
         return Answer(transform(sr_BCHW[..., enlarged(rows), enlarged(columns)], turn), feat)
 
-    return cut
+    return crop
 
 
 def compile_network(expert: NetworkExpert) -> None:
-    """torch.compile the network's parts one by one, all but the one that is listened to."""
+    """torch.compile the network's parts one by one, but not the one whose features a hook reads."""
     if expert.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise Refusal("needs a C++ compiler on the CPU", where="--compile", cure="install g++, or leave it out")
     tapped = expert.tap.module.split(".")[0] if expert.tap else None
@@ -164,15 +166,15 @@ def compile_network(expert: NetworkExpert) -> None:
 
 def _identity(expert: Expert) -> dict[str, Any]:
     identity = asdict(expert.identity)
-    del identity["name"], identity["tiling"]  # the key says the one, the options of the run the other
+    del identity["name"], identity["tiling"]  # the key holds the one, the options of the run the other
     return identity
 
 
-def _fusion(choice: ModelSelection, experts: int) -> dict[str, Any]:
+def _fusion(selection: ModelSelection, experts: int) -> dict[str, Any]:
     """Which model fused: by content, so that a moved file is the same model."""
-    if choice.fusion is None:
+    if selection.fusion is None:
         return {"kind": "one expert" if experts == 1 else "plain mean"}
-    return {"kind": "fusion", "verdict": choice.fusion.record.verdict, "sha256": model_sha256(choice.fusion)}
+    return {"kind": "fusion", "verdict": selection.fusion.record.verdict, "sha256": model_sha256(selection.fusion)}
 
 
 if __name__ == "__main__":

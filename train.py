@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +16,8 @@ from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from experts.open import open_experts
 from experts.timing import seconds_per_pixel
-from fusion.budget.fit import fit, learned
-from fusion.budget.run import BUDGET_FILE
+from fusion.budget.fit import fit_after_training
 from fusion.network.base.blend import BaseRecord
-from fusion.network.save import load_model
 from fusion.network.settings import ExpertSlot
 from fusion.training.dry_run import measure_pace, probe
 from fusion.training.loop.loop import train
@@ -31,7 +28,6 @@ from fusion.training.sources.live import LiveSource
 from fusion.training.tasks.expert import ExpertTask
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.networks import NetworkKind
-from imaging.atomic import write_text
 from imaging.command import DONE, REFUSED, print_json, run
 from imaging.device import best_device
 from imaging.refusal import Refusal
@@ -44,8 +40,6 @@ if TYPE_CHECKING:
 
     from fusion.training.sources.batch import FusionSource
     from fusion.training.tasks.task import Task
-
-log = logging.getLogger(__name__)
 
 NETWORKS = {
     "edsr": NetworkKind("EDSR", EDSR, scale_setting="upscale"),
@@ -77,10 +71,10 @@ def main(arguments: Sequence[str]) -> int:
         print_json(asdict(probe(settings, build, words.probe)))
         return DONE
     if words.fit_budget is not None:
-        return DONE if fit_budget_head(settings, words.fit_budget) else REFUSED
+        return DONE if fit_budget_model(settings, words.fit_budget) else REFUSED
     summary = train(settings, build, resume=words.resume == "auto")
     if summary and settings.task == "fusion" and settings.fusion.budget and not words.live:
-        summary["budget_head"] = fit_budget_head(settings, settings.run / f"{settings.export.name}.safetensors")
+        summary["budget_head"] = fit_budget_model(settings, settings.run / f"{settings.export.name}.safetensors")
     if words.json and summary:
         print_json(summary)
     return DONE
@@ -108,34 +102,27 @@ def _unfitted(settings: TrainSettings, source: FusionSource) -> FusionTask:
     return FusionTask(settings, source, BaseRecord.mean_of([slot.name for slot in source.slots]))
 
 
-def fit_budget_head(settings: TrainSettings, model_file: Path) -> str | None:
-    """Beside the model, what infer.py --budget plans by: gains from the cache, costs measured on the experts.
-
-    A fusion's gains are told by the images that it was not trained on; a closed form's by all the others.
-    """
+def fit_budget_model(settings: TrainSettings, model_file: Path) -> str | None:
+    """Beside the model, what infer.py --budget plans by: gains from the cache, costs measured on the experts here."""
     source = CacheSource(settings)
+    assert settings.data.cache is not None
     known = {slot.name: slot.sha256 for slot in source.slots}
     device = "cpu" if settings.device == "cpu" else best_device()
-    try:
+
+    def time_experts() -> dict[str, float | None]:
         experts = open_experts(settings.data.experts or tuple(known), device=device)
-    except Refusal as refusal:
-        log.warning("no budget head, since the experts cannot be timed: %s", refusal)
-        return None
-    costs = {one.name: seconds_per_pixel(one) for one in experts if known.get(one.name) == one.identity.weights_sha256}
-    seconds = {name: cost for name, cost in costs.items() if cost is not None}
-    if set(seconds) != set(known) or len(known) < 2:
-        lacking = ", ".join(sorted(set(known) - set(seconds))) or "a second expert"
-        log.warning("no budget head, since these are not the networks that the cache was made with: %s", lacking)
-        return None
-    model = load_model(model_file)
-    assert settings.data.cache is not None
-    items = source.training_items if learned(model) is None else source.held_out_items
-    head, _ = fit(
-        settings.data.cache, seconds, items=items, model=model.to(device).eval(), measured_on=torch.device(device).type
+        same = [one for one in experts if known.get(one.name) == one.identity.weights_sha256]
+        return {one.name: seconds_per_pixel(one) for one in same}
+
+    return fit_after_training(
+        model_file,
+        settings.data.cache,
+        tuple(known),
+        time_experts,
+        training_items=source.training_items,
+        held_out_items=source.held_out_items,
+        device=device,
     )
-    write_text(model_file.parent / BUDGET_FILE, head.model_dump_json(indent=2) + "\n")
-    log.info("%s: for infer.py --budget, costs measured on %s", model_file.parent / BUDGET_FILE, device)
-    return BUDGET_FILE
 
 
 def make_task(settings: TrainSettings, live: bool, rank: int, world: int) -> Task:
@@ -187,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fit-budget",
         type=Path,
         metavar="MODEL",
-        help="only fit the budget head of this finished model",
+        help="only fit the budget model (budget.json) of this finished model",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     return parser

@@ -47,9 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run, score, write the table."""
     parser = argparse.ArgumentParser(prog="python -m fusion bench-budget", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="as infer.py's; with a budget head beside it, or --budget-head")
+    add("--model", required=True, help="as infer.py's; with budget.json beside it, or --budget-model")
     add("--experts", help="as infer.py's")
-    add("--budget-head", type=Path, metavar="FILE")
+    add("--budget-model", "--budget-head", type=Path, metavar="FILE")
     add("--lr", type=Path, nargs="+", required=True, help="folders of LR images")
     add("--hr", type=Path, nargs="+", required=True, help="folders of true images, in the same order")
     add("--tile", default="auto", help="as infer.py's")
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def as_text(found: dict[str, list[Point]], tile: str, words: list[str]) -> str:
+def as_text(found: dict[str, list[Point]], tile: str, arguments: list[str]) -> str:
     """The curves as Markdown; the last budget of each is what the others are held against."""
     lines = ["# Budgeted inference", "", f"Recorded {date.today().isoformat()} by", ""]
-    lines += [f"    python -m fusion bench-budget {shlex.join(words)}", ""]
+    lines += [f"    python -m fusion bench-budget {shlex.join(arguments)}", ""]
     lines += [
         f"Real runs of infer.py (`--tile {tile}`), scored on the files written: Y-PSNR, 4 border pixels left out.",
         "",
@@ -99,7 +99,7 @@ def _run(words: argparse.Namespace, lr: Path, hr: Path, share: float) -> Point:
         command = [sys.executable, str(INFER), "-i", str(lr), "-o", folder, "--model", words.model, "-t", words.tile]
         command += ["--ext", "png", "--budget", str(share), "--json"]
         command += ["--experts", words.experts] if words.experts else []
-        command += ["--budget-head", str(words.budget_head)] if words.budget_head else []
+        command += ["--budget-model", str(words.budget_model)] if words.budget_model else []
         begun = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:

@@ -51,7 +51,7 @@ class Run:
     peak_mb: float
     seconds: float  # of all processors
     wall: float
-    said: dict[str, Any]  # with --json
+    document: dict[str, Any]  # with --json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,7 +94,7 @@ def time_table(sizes: Sequence[int], folder: Path) -> list[str]:
         with png_rows(image, height=size, width=size, channels=3) as write:
             write(photograph(size))
         run = run_infer("-i", image, "-o", output, "--json")
-        times = f"{run.said['seconds']:.1f} | {run.wall:.1f} | {run.seconds:.1f}"
+        times = f"{run.document['seconds']:.1f} | {run.wall:.1f} | {run.seconds:.1f}"
         rows.append(f"| {size}x{size} | {4 * size}x{4 * size} | {times} | {run.peak_mb:.0f} |")
     head = "| input | output | seconds of computing | with start-up | of all processors | peak memory, MB |"
     text = f"## Time\n\nThe shipped default, `infer.py -i IMAGE -o OUT`, on {torch.get_num_threads()} cores."
@@ -132,7 +132,7 @@ def tiling_table(image: Path, models: Sequence[tuple[str, str]], tile: int, fold
             words = ["-i", image, "-o", output, "-t", size, "--depth", 16, "--model", model]
             runs.append(run_infer(*words, *(["--experts", experts] if experts else []), "--json"))
         whole, tiled = (read_raster(path)[0].levels_HWC.astype(np.float64) / 257 for path in outputs)
-        margin, multiple = runs[-1].said["margin"], runs[-1].said["multiple"]
+        margin, multiple = runs[-1].document["margin"], runs[-1].document["multiple"]
         found = compare(whole, tiled, tile=tile, margin=margin, multiple=multiple)
         name = ", ".join(Path(one).stem for one in experts.split(",")) if model == "none" else Path(model).stem
         seams = f"{found.at_seams:.4f} | {found.elsewhere:.4f} | {found.step:.4f}"
@@ -225,7 +225,7 @@ def small_hat(path: Path) -> Path:
 
 
 def random_fusion(folder: Path, channels: Mapping[str, int]) -> Path:
-    """A fusion model of full size whose every part says something."""
+    """A fusion model of full size whose no part is zero."""
     torch.manual_seed(0)
     slots = tuple(ExpertSlot(name=name, channels=count) for name, count in channels.items())
     model = FusionSR(FusionSettings(experts=slots))

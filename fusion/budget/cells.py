@@ -62,7 +62,7 @@ def fused_images(model: FusionSR, item: FusionBatch, menu: Sequence[tuple[str, .
 
 
 def truth_of(item: FusionBatch) -> Tensor:
-    """hr_BCHW, which the readers here were asked to have."""
+    """hr_BCHW, which `fit` requires of its caches."""
     assert item.hr_BCHW is not None
     return item.hr_BCHW
 

@@ -1,4 +1,4 @@
-"""A budget head and a cache with true images -> the curve of quality over cost that its plans would give.
+"""A budget model and a cache with true images -> the curve of quality over cost that its plans would give.
 
 Axes: N tiles, M choices of the menu, H and W of an HR image.
 """
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fusion.budget.cells import truth_of
 from fusion.budget.model import measure_cells
-from fusion.budget.plan import Outlook, plan_share, predict_tile
+from fusion.budget.plan import GainPrediction, plan_share, predict_tile
 from imaging.metrics import BORDER, squared_error
 from imaging.scale import SCALE
 
@@ -31,56 +31,57 @@ if TYPE_CHECKING:
     ImagesOf = Callable[[FusionBatch], Sequence[Tensor]]
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_PEAK = 255.0**2
+_PEAK = 255.0**2  # of the Y channel, as squared errors are in grey levels
 
 
 def curve(
-    head: BudgetModel, images_of: ImagesOf, reader: CacheReader, tiles: Sequence[int]
+    model: BudgetModel, images_of: ImagesOf, reader: CacheReader, tiles: Sequence[int]
 ) -> dict[int, list[dict[str, float]]]:
-    """For each size of tile: mean Y-PSNR over a cache's images for each share of the full cost, bought over all."""
-    outlooks: dict[int, dict[str, Outlook]] = {tile: {} for tile in tiles}
+    """For each size of tile: mean Y-PSNR over a cache's images for each share of the full cost, planned over all."""
+    predictions: dict[int, dict[str, GainPrediction]] = {tile: {} for tile in tiles}
     errors: dict[int, dict[str, np.ndarray]] = {tile: {} for tile in tiles}  # (N, M), share of the image's
     for item in tqdm(reader, desc=reader.store.root.name, total=len(reader), unit="item", disable=None):
         name, truth_BCHW = item.items[0], truth_of(item)
         maps_MHW = np.stack([squared_error(image_BCHW, truth_BCHW)[0] for image_BCHW in images_of(item)])
         for tile in tiles:
             parts = list(_tiles(item, tile))
-            outlooks[tile][name] = _outlook(head, [item.lr_BCHW[small] for small, _ in parts])
+            predictions[tile][name] = _predict_image(model, [item.lr_BCHW[small] for small, _ in parts])
             errors[tile][name] = np.stack([_within(maps_MHW, large) for _, large in parts])
-    return {tile: [_point(head, outlooks[tile], errors[tile], share) for share in SHARES] for tile in tiles}
+    return {tile: [_point(model, predictions[tile], errors[tile], share) for share in SHARES] for tile in tiles}
 
 
 def _point(
-    head: BudgetModel, outlooks: Mapping[str, Outlook], errors: Mapping[str, np.ndarray], share: float
+    model: BudgetModel, predictions: Mapping[str, GainPrediction], errors: Mapping[str, np.ndarray], share: float
 ) -> dict[str, float]:
     """One share: what was spent of the full cost, and the mean PSNR."""
-    chosen, costs_M = plan_share(head, outlooks, share), np.array(head.costs)
-    pixels = sum(float(one.pixels_N.sum()) for one in outlooks.values())
-    seconds = sum(float(costs_M[chosen[name]] @ one.pixels_N) for name, one in outlooks.items())
-    left = [np.take_along_axis(errors[name], chosen[name][:, None], 1).sum() for name in outlooks]
+    chosen, costs_M = plan_share(model, predictions, share), np.array(model.costs)
+    pixels = sum(float(one.pixels_N.sum()) for one in predictions.values())
+    seconds = sum(float(costs_M[chosen[name]] @ one.pixels_N) for name, one in predictions.items())
+    left = [np.take_along_axis(errors[name], chosen[name][:, None], 1).sum() for name in predictions]
     psnr = float(np.mean([10 * np.log10(_PEAK / error) for error in left]))
     return {"share": share, "spent": seconds / (costs_M[-1] * pixels), "psnr": psnr}
 
 
-def _outlook(head: BudgetModel, tiles: Sequence[Tensor]) -> Outlook:
-    found = [predict_tile(head, *measure_cells(lr_BCHW, head.cell)) for lr_BCHW in tiles]
+def _predict_image(model: BudgetModel, tiles: Sequence[Tensor]) -> GainPrediction:
+    found = [predict_tile(model, *measure_cells(lr_BCHW, model.cell)) for lr_BCHW in tiles]
     gains, errors, pixels = zip(*found, strict=True)
-    return Outlook(np.stack(gains), np.array(errors), np.array(pixels))
+    return GainPrediction(np.stack(gains), np.array(errors), np.array(pixels))
 
 
 def _within(maps_MHW: np.ndarray, large: Part) -> np.ndarray:
     """A tile's part of the image's mean squared error, for each choice; the border does not count."""
+    # Squared errors come without the border that PSNR leaves out; zeros there keep the tiles' coordinates.
     inner_MHW = np.pad(maps_MHW, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
     return inner_MHW[large].sum((1, 2)) / (maps_MHW.shape[1] * maps_MHW.shape[2])
 
 
-def as_text(head: BudgetModel, curves: Mapping[str, Sequence[Mapping[str, float]]], words: list[str]) -> str:
+def as_text(model: BudgetModel, curves: Mapping[str, Sequence[Mapping[str, float]]], arguments: list[str]) -> str:
     """The curves as Markdown."""
-    costs = ", ".join(f"{name} {head.seconds[name]:g}" for name in head.experts)
+    costs = ", ".join(f"{name} {model.seconds[name]:g}" for name in model.experts)
     lines = ["# Budgeted inference", "", f"Recorded {date.today().isoformat()} by", ""]
-    lines += [f"    python -m fusion fit-budget {shlex.join(words)}", ""]
+    lines += [f"    python -m fusion fit-budget {shlex.join(arguments)}", ""]
     lines += [
-        f"Cost per LR pixel: {costs}. A menu of {len(head.menu)} selections, {head.cells} cells to learn from.",
+        f"Cost per LR pixel: {costs}. A menu of {len(model.menu)} selections, {model.cells} cells to learn from.",
         "",
     ]
     for name, rows in curves.items():
@@ -94,8 +95,8 @@ def as_text(head: BudgetModel, curves: Mapping[str, Sequence[Mapping[str, float]
     return "\n".join(lines)
 
 
-def said(tile: int) -> str:
-    """A tile size in words."""
+def tile_text(tile: int) -> str:
+    """A tile size as text."""
     return f"tiles of {tile} LR pixels" if tile else "one choice per image"
 
 

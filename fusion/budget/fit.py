@@ -1,4 +1,4 @@
-"""`python -m fusion fit-budget CACHE --seconds a=1,b=4 --out FILE`: cached images -> a budget head, and its curve.
+"""`python -m fusion fit-budget CACHE --seconds a=1,b=4 --out FILE`: cached images -> a budget model, and its curve.
 
 Axes: X cells, M choices of the menu, D measures.
 """
@@ -25,8 +25,8 @@ from fusion.budget.cells import (
     selection_weights,
     truth_of,
 )
-from fusion.budget.curve import as_text, curve, said
-from fusion.budget.model import BudgetModel
+from fusion.budget.curve import as_text, curve, tile_text
+from fusion.budget.model import BUDGET_FILE, BudgetModel
 from fusion.network.base.blend import BaseBlend
 from fusion.network.base.fit import BaseFit
 from fusion.network.save import load_model
@@ -35,7 +35,7 @@ from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fusion.budget.cells import Cells
     from fusion.budget.curve import ImagesOf
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SEVERAL = 5  # experts of which every selection is on the menu
+SEVERAL = 5  # experts of which every selection is on the menu: 31; beyond, their number doubles with each
 ENOUGH = 1_500_000  # LR pixels to learn from: nearly six thousand cells for ten weights
 ENOUGH_FUSED = 500_000  # where the fusion itself runs for every selection: minutes on one core
-_RIDGE = 1e-2
+_RIDGE = 1e-2  # against measures of unit scale, weights summing to 1: keeps near-collinear measures from cancelling
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     add("cache", type=Path, help="a cache with HR images, see `python -m cache_tools extract`")
     add("--seconds", required=True, metavar="a=1,b=4", help="each expert's cost per LR pixel, in any unit")
     add("--model", type=Path, metavar="FILE", help="the fusion they serve; CACHE of images it did not learn")
-    add("--out", type=Path, required=True, metavar="FILE", help="the head, as JSON")
+    add("--out", type=Path, required=True, metavar="FILE", help="the budget model, as JSON")
     add("--check", type=Path, nargs="*", default=[], metavar="CACHE", help="other caches to draw the curve on")
     add("--tile", type=int, nargs="*", default=[0, 16], help="tiles of that curve, in LR pixels; 0: whole images")
     add("--record", type=Path, metavar="FILE", help="write the curve as Markdown")
@@ -65,20 +65,22 @@ def main(arguments: Sequence[str]) -> int:
     words = parser.parse_args(arguments)
     seconds = _seconds(words.seconds)
     model = None if words.model is None else load_model(words.model).eval()
-    head, base = fit(words.cache, seconds, model=model)
-    write_text(words.out, head.model_dump_json(indent=2) + "\n")
-    images_of = _images_of(head, base, model)
+    budget_model, base = fit(words.cache, seconds, model=model)
+    write_text(words.out, budget_model.model_dump_json(indent=2) + "\n")
+    images_of = _images_of(budget_model, base, model)
     curves = {
-        f"{folder.name}, {said(tile)}": points
+        f"{folder.name}, {tile_text(tile)}": points
         for folder in words.check
-        for tile, points in curve(head, images_of, _open(folder, head.experts, None, model), words.tile).items()
+        for tile, points in curve(
+            budget_model, images_of, _open(folder, budget_model.experts, None, model), words.tile
+        ).items()
     }
     if words.record is not None:
-        write_text(words.record, as_text(head, curves, list(arguments)))
+        write_text(words.record, as_text(budget_model, curves, list(arguments)))
     if words.json:
-        print_json({"head": words.out, "menu": head.menu, "curves": curves})
+        print_json({"head": words.out, "menu": budget_model.menu, "curves": curves})
     else:
-        log.info("%s: a menu of %d selections, from %d cells", words.out, len(head.menu), head.cells)
+        log.info("%s: a menu of %d selections, from %d cells", words.out, len(budget_model.menu), budget_model.cells)
     return DONE
 
 
@@ -94,7 +96,7 @@ def fit(
     """The base of all subsets (where none is given), the menu, then the predictions. `items`: which, None for all.
 
     With a `model` what is predicted is what its own images gain: `items` should be some it was not trained on. Without
-    one, or with one that gives its base, it is the closed form's gain, which no image was learned by heart for.
+    one, or with one that gives its base, it is the closed form's gain: its few weights cannot overfit single images.
     """
     fused = learned(model)
     reader = _open(cache, tuple(seconds), items, fused)
@@ -110,7 +112,7 @@ def fit(
     menu = make_menu(base, seconds)
     kept = _open(cache, reader.experts, _thinned(reader, ENOUGH if fused is None else ENOUGH_FUSED), fused)
     cells = gather(kept, errors_of_blends(base, menu) if fused is None else errors_of_fusion(fused, menu))
-    head = BudgetModel(
+    budget_model = BudgetModel(
         menu=menu,
         seconds=dict(seconds),
         weights_sha256=reader.recipe.weights(seconds),
@@ -121,7 +123,42 @@ def fit(
         source=cache.name,
         measured_on=measured_on,
     )
-    return head, base
+    return budget_model, base
+
+
+def fit_after_training(
+    model_file: Path,
+    cache: Path,
+    experts: Sequence[str],
+    time_experts: Callable[[], Mapping[str, float | None]],
+    *,
+    training_items: Sequence[str],
+    held_out_items: Sequence[str],
+    device: str,
+) -> str | None:
+    """Write budget.json beside a finished model: its name, or None (logged) where the `experts` cannot be timed.
+
+    `time_experts` gives seconds per LR pixel, None for folders of images. A trained fusion's gains are measured on the
+    items that it was not trained on, a closed form's on all the others.
+    """
+    try:
+        seconds = time_experts()
+    except Refusal as refusal:
+        # The training itself has succeeded: a missing budget model must not turn it into a failure.
+        log.warning("no budget model, since the experts cannot be timed: %s", refusal)
+        return None
+    costs = {name: cost for name, cost in seconds.items() if cost is not None}
+    if set(costs) != set(experts) or len(costs) < 2:
+        lacking = ", ".join(sorted(set(experts) - set(costs))) or "a second expert"
+        log.warning("no budget model, since these are not the networks that the cache was made with: %s", lacking)
+        return None
+    model = load_model(model_file)
+    items = training_items if learned(model) is None else held_out_items
+    budget_model, _ = fit(cache, costs, items=items, model=model.to(device).eval(), measured_on=device)
+    target = model_file.parent / BUDGET_FILE
+    write_text(target, budget_model.model_dump_json(indent=2) + "\n")
+    log.info("%s: for infer.py --budget, costs measured on %s", target, device)
+    return BUDGET_FILE
 
 
 def learned(model: FusionSR | None) -> FusionSR | None:
@@ -138,19 +175,20 @@ def _open(cache: Path, experts: Sequence[str], items: Sequence[str] | None, mode
     return reader
 
 
-def _images_of(head: BudgetModel, base: BaseRecord, model: FusionSR | None) -> ImagesOf:
+def _images_of(budget_model: BudgetModel, base: BaseRecord, model: FusionSR | None) -> ImagesOf:
     """An item -> the image of each selection."""
     fused, blend = learned(model), BaseBlend(base)
     if fused is None:
-        return lambda item: blends(blend, item, head.menu)
-    return lambda item: fused_images(fused, item, head.menu)
+        return lambda item: blends(blend, item, budget_model.menu)
+    return lambda item: fused_images(fused, item, budget_model.menu)
 
 
 def _thinned(reader: CacheReader, enough: int) -> list[str]:
-    """Every n-th item, so that no more than about `enough` LR pixels are looked at with every selection."""
+    """Every n-th item, so that no more than about `enough` LR pixels are evaluated for every selection."""
     every = math.ceil(sum(entry.height * entry.width for entry in reader.entries) / enough)
     if every > 1:
         log.info("one in %d of %d items is enough to learn from", every, len(reader.entries))
+    # Every n-th, not the first n: caches list their sources one after the other.
     return [entry.id for entry in reader.entries[::every]]
 
 

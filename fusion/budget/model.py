@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+BUDGET_FILE = "budget.json"  # beside a model's own file
 CELL = 16  # LR pixels a side of what is measured at once
 MEASURES = ("one", "fine", "middle", "coarse", "fine/middle", "middle/coarse", "coherence", "texture", "peaks", "bends")
 _TINY = 1e-7  # a quarter of a grey level, squared: below it a cell is flat
@@ -52,7 +53,7 @@ class BudgetModel(Settings):
     def _check(self) -> BudgetModel:
         if set(self.seconds) != set(self.experts) or min(self.seconds.values()) <= 0:
             raise ValueError("seconds must name each expert of the menu, all above 0")
-        if any(cheap > dear * (1 + 1e-9) for cheap, dear in pairwise(self.costs)) or set(self.menu[-1]) != set(
+        if any(cost > following * (1 + 1e-9) for cost, following in pairwise(self.costs)) or set(self.menu[-1]) != set(
             self.seconds
         ):
             raise ValueError("the menu must rise in cost and end with all experts")
@@ -74,6 +75,7 @@ class BudgetModel(Settings):
         """Of any cells: predicted gains (X, M) over the first choice, and the error with all experts (X)."""
         gains_XM = energy_X[:, None] * (measures_XD @ np.array(self.gains).T)
         gains_XM = np.concatenate([np.zeros((len(energy_X), 1)), gains_XM], axis=1)
+        # A linear prediction may fall below zero, an error cannot: at least 2 % of the energy.
         return gains_XM, energy_X * (measures_XD @ np.array(self.error)).clip(0.02)
 
 
@@ -84,6 +86,7 @@ def measure_cells(lr_BCHW: Tensor, cell: int = CELL) -> tuple[np.ndarray, np.nda
     """
     y = luma(lr_BCHW.float())
     blurred = [y] + [_blur(y, radius) for radius in (1, 2, 4)]
+    # Differences of box blurs: an octave each of what the LR image holds; what experts can add shows in the finest.
     bands = [one - other for one, other in pairwise(blurred)]
     ahead = F.pad(y, (0, 1, 0, 1), mode="replicate")
     dy, dx = ahead.diff(dim=-2)[..., :, :-1], ahead.diff(dim=-1)[..., :-1, :]
@@ -96,6 +99,7 @@ def measure_cells(lr_BCHW: Tensor, cell: int = CELL) -> tuple[np.ndarray, np.nda
     fine, middle, coarse, xx, yy, xy, steps, peaks, bends = sums_KPQ[:-1] / pixels_PQ
     fine, middle, coarse, bends = (one + _TINY for one in (fine, middle, coarse, bends))
     power = xx + yy + _TINY
+    # The divisors 10 and 5 bring all measures to about unit scale, so that one ridge penalty suits them.
     logs = [np.log(one / _TINY) / 10 for one in (fine, middle, coarse)]
     ratios = [np.log(fine / middle) / 5, np.log(middle / coarse) / 5]
     coherence = np.sqrt((xx - yy) ** 2 + 4 * xy**2) / power
@@ -108,7 +112,7 @@ def choose(
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """Which choice each tile gets (N) for `allowed` seconds in all, and the curve of (seconds, summed gain) on the way.
 
-    Every tile has the first choice, whatever is allowed. Then tiles are bettered in order of gain per second, each
+    Every tile has the first choice, whatever is allowed. Then tiles are improved in order of gain per second, each
     along the upper hull of its choices; what remains when the next best does not fit goes to the best that does.
     More seconds give more gain, but for that last remainder, which is worth less than the next best.
     """
@@ -123,7 +127,7 @@ def choose(
     while queue:
         _, tile, index = heapq.heappop(queue)
         step = hulls[tile][index]
-        if seconds + step.seconds > allowed * (1 + 1e-9):
+        if seconds + step.seconds > allowed * (1 + 1e-9):  # a budget of exactly the cost must not fail by rounding
             break
         seconds, gain = seconds + step.seconds, gain + step.gain
         chosen_N[tile] = step.choice
@@ -169,17 +173,17 @@ def _spend_rest(
     allowed: float,
     reached: tuple[float, float],
 ) -> list[tuple[float, float]]:
-    """Better tiles in place by whatever fits into what is left, the largest gain first; the curve's further points."""
+    """Improve tiles in place by whatever fits into what is left, the largest gain first; the curve's further points."""
     further: list[tuple[float, float]] = []
     seconds, gain = reached
     while True:
-        dearer_NM = (costs_M[None] - costs_M[chosen_N][:, None]) * pixels_N[:, None]
+        extra_NM = (costs_M[None] - costs_M[chosen_N][:, None]) * pixels_N[:, None]
         better_NM = (gains_NM - np.take_along_axis(gains_NM, chosen_N[:, None], 1)) * pixels_N[:, None]
-        fits_NM = (dearer_NM >= 0) & (seconds + dearer_NM <= allowed * (1 + 1e-9)) & (better_NM > 0)
+        fits_NM = (extra_NM >= 0) & (seconds + extra_NM <= allowed * (1 + 1e-9)) & (better_NM > 0)
         if not fits_NM.any():
             return further
         tile, choice = np.unravel_index(np.where(fits_NM, better_NM, -np.inf).argmax(), fits_NM.shape)
-        seconds, gain = seconds + float(dearer_NM[tile, choice]), gain + float(better_NM[tile, choice])
+        seconds, gain = seconds + float(extra_NM[tile, choice]), gain + float(better_NM[tile, choice])
         chosen_N[tile] = choice
         further.append((seconds, gain))
 

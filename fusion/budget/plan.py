@@ -1,8 +1,9 @@
-"""A budget head and the LR images of a run -> which experts run on which tile of which image; no expert has run yet.
+"""A budget model and the LR images of a run -> which experts run on which tile of which image; no expert has run yet.
 
-A budget is for the whole run: tiles of all images are bettered in order of gain per second. What counts as gain is an
-image's share of error removed, which is what decides its PSNR, so that dark or smooth images are not passed over for
-loud ones. A bound on loss is for each image alone. Axes: N tiles, M choices of the menu, P and Q rows and columns.
+A budget is for the whole run: tiles of all images get further experts in order of gain per second. What counts as gain
+is an image's share of error removed, which is what decides its PSNR, so that dark or smooth images compete with those
+of large absolute errors. A bound on loss is for each image alone. Axes: N tiles, M choices of the menu, P and Q rows
+and columns.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What is predicted of an image's tiles: mean gains (N, M) over the first choice, mean error with all experts (N).
+class GainPrediction:
+    """Predictions for an image's tiles: mean gains (N, M) over the first choice, mean error with all experts (N).
 
     `pixels_N` are the LR pixels that count in each tile.
     """
@@ -44,24 +45,25 @@ class Outlook:
     def loss_db(self, gain: float) -> float:
         """dB lost against all experts by a plan of so much gain; a plan may be predicted to be better than all."""
         best = float(self.gains_NM[:, -1] @ self.pixels_N)
+        # A plan can be predicted to leave less than no error: the floor keeps the logarithm finite.
         return float(10 * np.log10(max(self.error + best - gain, 1e-12) / self.error))
 
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """An image's tiles, and the choice for each (P, Q) as an index into the head's menu."""
+    """An image's tiles, and the choice for each (P, Q) as an index into the budget model's menu."""
 
     grid: Grid
     chosen_PQ: np.ndarray
-    seconds: float  # of the experts, as the head knows their costs
+    seconds: float  # of the experts, by the costs in the budget model
     full_seconds: float  # of all experts on this image
     loss_db: float  # predicted
 
-    def document(self, head: BudgetModel) -> dict[str, Any]:
+    def document(self, model: BudgetModel) -> dict[str, Any]:
         """For the report and --json."""
         shares = {
-            name: float(np.array([name in choice for choice in head.menu])[self.chosen_PQ].mean())
-            for name in head.experts
+            name: float(np.array([name in choice for choice in model.menu])[self.chosen_PQ].mean())
+            for name in model.experts
         }
         return {
             "spent": self.seconds / self.full_seconds,
@@ -69,57 +71,57 @@ class BudgetPlan:
             "full_seconds": self.full_seconds,
             "predicted_loss_db": self.loss_db,
             "share": shares,
-            "experts_per_tile": [[len(head.menu[index]) for index in row] for row in self.chosen_PQ],
+            "experts_per_tile": [[len(model.menu[index]) for index in row] for row in self.chosen_PQ],
         }
 
 
-def look_ahead(head: BudgetModel, source: Source, grid: Grid) -> Outlook:
+def predict_gains(model: BudgetModel, source: Source, grid: Grid) -> GainPrediction:
     """Measure an LR image: the means over the cells that begin in each tile's counting part."""
     gains, errors, pixels = list[np.ndarray](), list[float](), list[float]()
     for row in grid.rows:
         band_BCHW = source.window(row.low, row.high, 0, source.width)
         for column in grid.columns:
-            measured = measure_cells(band_BCHW[..., column.low : column.high], head.cell)
-            gains_M, error, count = predict_tile(head, *measured)
+            measured = measure_cells(band_BCHW[..., column.low : column.high], model.cell)
+            gains_M, error, count = predict_tile(model, *measured)
             gains.append(gains_M)
             errors.append(error)
             pixels.append(count)
-    return Outlook(np.stack(gains), np.array(errors), np.array(pixels))
+    return GainPrediction(np.stack(gains), np.array(errors), np.array(pixels))
 
 
 def predict_tile(
-    head: BudgetModel, measures_PQD: np.ndarray, energy_PQ: np.ndarray, pixels_PQ: np.ndarray
+    model: BudgetModel, measures_PQD: np.ndarray, energy_PQ: np.ndarray, pixels_PQ: np.ndarray
 ) -> tuple[np.ndarray, float, float]:
     """A tile's cells as `measure_cells` gives them -> mean gains (M), mean error with all experts, LR pixels."""
-    gains_XM, error_X = head.predict(measures_PQD.reshape(-1, measures_PQD.shape[-1]), energy_PQ.ravel())
+    gains_XM, error_X = model.predict(measures_PQD.reshape(-1, measures_PQD.shape[-1]), energy_PQ.ravel())
     share_X = pixels_PQ.ravel() / pixels_PQ.sum()
     return share_X @ gains_XM, float(share_X @ error_X), float(pixels_PQ.sum())
 
 
-def plan_share(head: BudgetModel, outlooks: Mapping[str, Outlook], share: float) -> dict[str, np.ndarray]:
+def plan_share(model: BudgetModel, predictions: Mapping[str, GainPrediction], share: float) -> dict[str, np.ndarray]:
     """Image -> the choice for each of its tiles (N), for so much of what all experts would cost on all images."""
-    pixels_N = np.concatenate([one.pixels_N for one in outlooks.values()])
+    pixels_N = np.concatenate([one.pixels_N for one in predictions.values()])
     if share >= 1:  # also where fewer experts are predicted to be better
-        chosen_N = np.full(len(pixels_N), len(head.menu) - 1)
+        chosen_N = np.full(len(pixels_N), len(model.menu) - 1)
     else:
-        gains_NM = np.concatenate([one.gains_NM / one.error for one in outlooks.values()])
-        chosen_N, _ = choose(gains_NM, pixels_N, head.costs, share * head.costs[-1] * float(pixels_N.sum()))
-    ends = np.cumsum([len(one.pixels_N) for one in outlooks.values()])[:-1]
-    return dict(zip(outlooks, np.split(chosen_N, ends), strict=True))
+        gains_NM = np.concatenate([one.gains_NM / one.error for one in predictions.values()])
+        chosen_N, _ = choose(gains_NM, pixels_N, model.costs, share * model.costs[-1] * float(pixels_N.sum()))
+    ends = np.cumsum([len(one.pixels_N) for one in predictions.values()])[:-1]
+    return dict(zip(predictions, np.split(chosen_N, ends), strict=True))
 
 
-def plan_loss(head: BudgetModel, outlook: Outlook, max_loss: float) -> np.ndarray:
+def plan_loss(model: BudgetModel, prediction: GainPrediction, max_loss: float) -> np.ndarray:
     """The choice for each tile of one image (N) that spends as little as the loss in dB, as predicted, allows."""
-    full = head.costs[-1] * float(outlook.pixels_N.sum())
-    _, curve = choose(outlook.gains_NM, outlook.pixels_N, head.costs, full)
-    allowed = next((seconds for seconds, gain in curve if outlook.loss_db(gain) <= max_loss), full)
-    return choose(outlook.gains_NM, outlook.pixels_N, head.costs, allowed)[0]
+    full = model.costs[-1] * float(prediction.pixels_N.sum())
+    _, curve = choose(prediction.gains_NM, prediction.pixels_N, model.costs, full)
+    allowed = next((seconds for seconds, gain in curve if prediction.loss_db(gain) <= max_loss), full)
+    return choose(prediction.gains_NM, prediction.pixels_N, model.costs, allowed)[0]
 
 
-def as_plan(head: BudgetModel, outlook: Outlook, grid: Grid, chosen_N: np.ndarray) -> BudgetPlan:
+def as_plan(model: BudgetModel, prediction: GainPrediction, grid: Grid, chosen_N: np.ndarray) -> BudgetPlan:
     """The choices laid out in the image's grid, with what they cost and what they are predicted to lose."""
-    costs_M = np.array(head.costs)
-    seconds = float(costs_M[chosen_N] @ outlook.pixels_N)
-    full = float(costs_M[-1] * outlook.pixels_N.sum())
+    costs_M = np.array(model.costs)
+    seconds = float(costs_M[chosen_N] @ prediction.pixels_N)
+    full = float(costs_M[-1] * prediction.pixels_N.sum())
     chosen_PQ = chosen_N.reshape(len(grid.rows), len(grid.columns))
-    return BudgetPlan(grid, chosen_PQ, seconds, full, outlook.loss_db(outlook.gain(chosen_N)))
+    return BudgetPlan(grid, chosen_PQ, seconds, full, prediction.loss_db(prediction.gain(chosen_N)))

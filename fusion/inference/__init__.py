@@ -1,1 +1,1 @@
-"""Any image and running experts -> a better image on disk, with what made it; knows tensors, files and callables."""
+"""Any image and running experts -> the upscaled image on disk, with its manifest; experts are callables here."""

@@ -10,7 +10,7 @@ import torch
 
 from fusion.budget.run import BudgetRunner
 from fusion.inference import forecast
-from fusion.inference.ensemble import EIGHTFOLD, Ensemble, Place, answer_tile
+from fusion.inference.ensemble import EIGHTFOLD, Ensemble, Place, run_tile
 from fusion.inference.input_check import warn_about
 from fusion.inference.jobs import ImageJob, Sized, check_target, make_jobs, measure_jobs
 from fusion.inference.memory import TileCost, auto_tile, measure
@@ -38,7 +38,7 @@ _SMALL = 128  # images up to this many LR pixels a side need no measured tile si
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; `input` and `output` may only be missing when a file is to be verified."""
+    """What a command line requests; `input` and `output` may only be missing when a file is to be verified."""
 
     input: Path | None
     output: Path | None
@@ -49,7 +49,7 @@ class Request:
     dry_run: bool = False
     as_json: bool = False
     verify: Path | None = None
-    budget_head: Path | None = None
+    budget_model: Path | None = None
 
 
 def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = None) -> int:
@@ -67,23 +67,24 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     tile, cost = settle_tile(request.options, ensemble, sized)
     if request.dry_run:
         return _forecast(request, ensemble, sized, refused, tile, cost, refiner)
+    # All that may refuse or warn comes before the first tile: a run may take hours.
     check_target(folder)
     forecast.check_disk(sized, folder)
     warn_about([one.job.input for one in sized])
-    buyer = BudgetRunner.load(request.budget_head, ensemble, request.options) if request.budget_head else None
-    gallery = Gallery(ensemble, request.hr, buyer) if request.report else None
-    outcome = Pipeline(ensemble, request.options, tile, gallery, buyer, refiner).run(jobs)
-    if outcome.failed and not request.input.is_dir():
-        raise next(iter(outcome.failed.values()))
+    runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
+    gallery = Gallery(ensemble, request.hr, runner) if request.report else None
+    result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused)
+    if result.failed and not request.input.is_dir():
+        raise next(iter(result.failed.values()))
     extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
     extra |= {"device": str(ensemble.device), **ensemble.identity}
     if gallery is not None:
-        extra["report"] = str(gallery.write(folder / REPORT, outcome, tile))
+        extra["report"] = str(gallery.write(folder / REPORT, result, tile))
     if request.submission:
-        facts = Facts.of_run(outcome.seconds / max(1, len(outcome.written)), ensemble.device.type, ensemble.names)
+        facts = Facts.of_run(result.seconds / max(1, len(result.written)), ensemble.device.type, ensemble.names)
         extra["submission"] = str(pack(check_set(folder, request.input), folder / SUBMISSION, facts))
-    _say(request, outcome, extra, folder)
-    return FAILURES_LISTED if outcome.failed else DONE
+    _print_result(request, result, extra, folder)
+    return FAILURES_LISTED if result.failed else DONE
 
 
 def _folder(source: Path, target: Path) -> Path:
@@ -111,7 +112,7 @@ def probe(ensemble: Ensemble) -> TileCost:
 
     def run(side: int) -> torch.Tensor:
         lr_BCHW = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(ensemble.device)
-        return answer_tile(ensemble, lr_BCHW, Place("probe", 0, 0, side, side))
+        return run_tile(ensemble, lr_BCHW, Place("probe", 0, 0, side, side))
 
     return measure(run, ensemble.device)
 
@@ -142,31 +143,31 @@ def _forecast(
 
 
 def _verify(request: Request, image: Path, ensemble: Ensemble) -> int:
-    verdict = verify(image, make_manifest("", ensemble.identity, request.options.claim()), request.input)
+    check = verify(image, make_manifest("", ensemble.identity, request.options.manifest()), request.input)
     if request.as_json:
-        same = not verdict.differences
-        print_json({"file": image, "same": same, "differences": verdict.differences, "unchecked": verdict.unchecked})
+        same = not check.differences
+        print_json({"file": image, "same": same, "differences": check.differences, "unchecked": check.unchecked})
     else:
-        for one in verdict.differences:
+        for one in check.differences:
             log.error("%s: %s", image, one)
-        for one in verdict.unchecked:
+        for one in check.unchecked:
             log.info("%s: not checked: %s", image, one)
-        if not verdict.differences:
+        if not check.differences:
             log.info("%s: made by these weights and options", image)
-    return FAILURES_LISTED if verdict.differences else DONE
+    return FAILURES_LISTED if check.differences else DONE
 
 
-def _say(request: Request, outcome: RunResult, extra: dict[str, Any], folder: Path) -> None:
+def _print_result(request: Request, result: RunResult, extra: dict[str, Any], folder: Path) -> None:
     if request.as_json:
-        print_json(outcome.document() | extra)
+        print_json(result.document() | extra)
         return
-    speed = f", {outcome.megapixels / outcome.seconds:.2f} MP/s" if outcome.written else ""
+    speed = f", {result.megapixels / result.seconds:.2f} MP/s" if result.written else ""
     log.info(
         "%d images written to %s in %.1f s%s; %d skipped, %d failed",
-        *(len(outcome.written), folder, outcome.seconds, speed, len(outcome.skipped), len(outcome.failed)),
+        *(len(result.written), folder, result.seconds, speed, len(result.skipped), len(result.failed)),
     )
     for key in ("report", "submission"):
         if key in extra:
             log.info("%s: %s", key, extra[key])
-    for refusal in outcome.failed.values():
+    for refusal in result.failed.values():
         log.error("failed: %s", refusal)

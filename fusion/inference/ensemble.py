@@ -1,7 +1,7 @@
 """Callables for the experts and for their fusion -> one ensemble that inference can run, whatever stands behind it.
 
-Axes: B batch (1 here), E experts in the order asked, C channels, K layers, H and W (LR size in lr_BCHW and features,
-four times that in images and maps). Images are float32, nominally in [0, 1] and never clamped.
+Axes: B batch (1 here), E experts in the order of `names`, C channels, K layers, H and W (LR size in lr_BCHW and
+features, four times that in images and maps). Images are float32, nominally in [0, 1] and never clamped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN, EIGHTFOLD = (0,), tuple(range(VARIANTS))
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tile lies in its image, in LR pixels: what experts that look their answers up need to know."""
+    """Where a tile lies in its image, in LR pixels: needed by experts whose images are read from files."""
 
     item: str
     top: int
@@ -58,27 +58,27 @@ class Fused(NamedTuple):
 
 if TYPE_CHECKING:
     # (tile, its place, the flip or rotation already applied to the tile) -> Answer
-    Ask = Callable[[Tensor, Place, int], Answer]
+    RunExpert = Callable[[Tensor, Place, int], Answer]
     # (tile, answers by expert in order) -> Fused
     Fuse = Callable[[Tensor, Mapping[str, Answer]], Fused]
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """All that inference knows of the experts and their fusion.
+    """The experts and their fusion as inference uses them.
 
-    `margin` is how many LR pixels of surroundings an answer needs, `multiple` where tiles must begin so that
+    `margin` is how many LR pixels of surroundings a tile needs, `multiple` where tiles must begin so that
     attention windows fall as in the whole image. `identity` goes into the record of what made an image.
     """
 
-    experts: Mapping[str, Ask]
+    experts: Mapping[str, RunExpert]
     fuse: Fuse
     margin: int
     multiple: int
     identity: Mapping[str, Any]
     device: torch.device
     has_difficulty: bool = False
-    can_probe: bool = True  # False where an expert is looked up: it knows no images but those it has
+    can_probe: bool = True  # False where an expert is a folder of images: it has none for a test tile
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def plain_mean(_lr_BCHW: Tensor, answers: Mapping[str, Answer]) -> Fused:
 
 
 @torch.no_grad()
-def answer_tile(
+def run_tile(
     ensemble: Ensemble,
     lr_BCHW: Tensor,
     place: Place,
@@ -116,6 +116,7 @@ def answer_tile(
         layers_KHW = undo(_layers(ensemble.fuse(turned_BCHW, answers), answers, maps), turn)
         total = layers_KHW if total is None else total + layers_KHW
     assert total is not None
+    # A single turn stays undivided, bit for bit what the fusion gave.
     mean_KHW = total / len(turns) if len(turns) > 1 else total
     if not bool(torch.isfinite(mean_KHW).all()):
         cure = "run it with --precision fp32; if it persists, `python -m fusion doctor` examines the model"

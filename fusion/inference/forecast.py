@@ -45,7 +45,7 @@ def check_disk(sized: Sequence[Sized], folder: Path) -> None:
 
 
 def as_text(document: dict[str, Any]) -> str:
-    """The forecast for people."""
+    """The forecast as text."""
     memory = document["memory_bytes"]
     lines = [
         f"{one['input']}: {one['width']}x{one['height']} -> {SCALE * one['width']}x{SCALE * one['height']}, "

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from imaging.files import Depth
 
-_BANDS_AHEAD = 1  # finished bands that may wait for the disk
-_POLL_S = 0.2
+_BANDS_AHEAD = 1  # finished bands that may wait for the disk: each costs memory
+_POLL_S = 0.2  # a full queue is retried so often, to see an error of the thread instead of waiting for ever
 
 
-class _Abandoned(Exception):  # noqa: N818 - not an error: the picture was given up
+class _Abandoned(Exception):  # noqa: N818 - not an error: the image was abandoned
     """The image will not be finished."""
 
 
@@ -106,7 +106,7 @@ class ImageWriter:
                 write_levels(self.path, levels_HWC, icc=self._icc)
         except _Abandoned:
             pass
-        except BaseException as error:
+        except BaseException as error:  # raised again in the pipeline's thread, by `_check`
             self._error = error
             self._drain()
 
@@ -130,7 +130,7 @@ class ImageWriter:
             yield band
 
     def _drain(self) -> None:
-        """Make room, so that whoever is waiting to put comes to see the error."""
+        """Make room, so that a waiting `put` returns and raises the error."""
         while not self._bands.empty():
             self._bands.get_nowait()
 
@@ -139,4 +139,4 @@ def _refusal(path: Path, error: OSError) -> Refusal:
     reason = f"cannot be written ({error.strerror or error})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(reason, where=path, cure="free space there, or write elsewhere; finished images are kept")
-    return Refusal(reason, where=path, cure="mend its permissions, or write elsewhere")
+    return Refusal(reason, where=path, cure="correct its permissions, or write elsewhere")

@@ -1,6 +1,6 @@
-"""LR images -> do they look like clean bicubic downscales, what the experts were trained for? A warning if not.
+"""LR images -> a warning where they are no clean bicubic downscales, for which the experts were trained.
 
-Three measures of the luma's central part, thresholds from docs/results/look.md (`python -m fusion calibrate-look`):
+Three measures of the luma's central part, limits from docs/results/input_check.md (`python -m fusion calibrate-look`):
 JPEG blocks, noise, blur. Axes: H and W of the luma in grey levels 0..255.
 """
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SMALLEST, LARGEST = 40, 512  # sides that can be judged, and that need be
-SAMPLED = 12  # images of a run that are looked at
+SMALLEST, LARGEST = 40, 512  # sides: too small to judge below; above, the middle part is enough
+SAMPLED = 12  # images of a run that are checked
 A_SET = 5  # images from which on their median is judged as well, more sharply
 _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A kind of damage: how it is told, when, and what to do. `sign` +1: too high is bad; -1: too low is bad."""
+    """A kind of damage: its limits, its name and what to do. `sign` +1: too high is bad; -1: too low is bad."""
 
     sign: int
     one: float  # limit for one image: no clean one of the benchmarks is beyond it
@@ -93,7 +93,7 @@ def central_luma(levels_HWC: np.ndarray) -> np.ndarray | None:
     part_HWC = levels_HWC[top : top + LARGEST, left : left + LARGEST].astype(np.float64)
     part_HWC *= 255 / np.iinfo(levels_HWC.dtype).max
     luma_HW = part_HWC[..., 0] if part_HWC.shape[-1] == 1 else part_HWC @ np.array(_LUMA)
-    # Flat colour says nothing of how the image came about.
+    # Flat colour carries no trace of how the image was made.
     return luma_HW if luma_HW.std() > 1 else None
 
 
@@ -110,14 +110,14 @@ def judge(found: Sequence[dict[str, float]]) -> list[str]:
 
 
 def warn_about(paths: Sequence[Path]) -> list[str]:
-    """Look at up to `SAMPLED` images, evenly chosen; log what does not look right, before hours of work."""
+    """Check up to `SAMPLED` images, evenly chosen; log each kind of damage, before hours of work."""
     chosen = [paths[index] for index in np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).astype(int)]
     found: dict[Path, dict[str, float]] = {}
     for path in chosen:
         try:
             luma_HW = central_luma(read_raster(path)[0].levels_HWC)
         except Refusal:
-            continue  # it will be told, and listed, when its turn comes
+            continue  # the pipeline lists it as failed
         if luma_HW is not None:
             found[path] = measures(luma_HW)
     kinds = judge(list(found.values()))

@@ -47,7 +47,7 @@ def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> 
 
 
 def measure_jobs(jobs: list[ImageJob]) -> tuple[list[Sized], list[tuple[ImageJob, Refusal]]]:
-    """Sizes from the headers; what cannot even be opened is told before any computing."""
+    """Sizes from the headers; what cannot be opened is listed before any computing."""
     sized: list[Sized] = []
     refused: list[tuple[ImageJob, Refusal]] = []
     for job in jobs:
@@ -68,13 +68,14 @@ def _measured(job: ImageJob) -> Sized | Refusal:
 
 def check_target(folder: Path) -> None:
     """Refuse a place that cannot be written to before the first second of computing."""
+    # A real file, since permission bits do not tell of read-only file systems.
     probe = folder / ".write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        cure = "choose another output folder, or mend its permissions"
+        cure = "choose another output folder, or correct its permissions"
         raise Refusal(f"cannot be written to ({error.strerror})", where=folder, cure=cure) from None
 
 

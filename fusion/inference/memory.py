@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PROBE = 64  # side of the tile that is run to measure, in LR pixels
 _LARGEST = {"cpu": 256}  # larger tiles are no faster there and cost memory
-_LARGEST_ELSEWHERE = 512
+_LARGEST_ELSEWHERE = 512  # where the free memory would allow larger tiles still
 _SHARE = 0.5  # of the free memory that a tile may take
 _LEAST_BYTES = 16_384  # per LR pixel: below this the allocator's own rounding is what was measured
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -26,7 +26,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class TileCost:
-    """What one LR pixel costs in a tile; bytes is None where the system does not tell."""
+    """What one LR pixel costs in a tile; bytes is None where the system does not report it."""
 
     seconds_per_pixel: float
     bytes_per_pixel: float | None
@@ -56,7 +56,7 @@ def auto_tile(cost: TileCost, device: torch.device, margin: int, multiple: int) 
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on the device; None where the system does not tell."""
+    """Memory that can still be had on the device; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = [value for value in (_available(), _left_in_group()) if value is not None]
@@ -87,7 +87,7 @@ def _reset_peak(device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     with suppress(OSError):
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5")  # resets VmHWM, see proc(5): else the peak is that of loading the models
     return _status("VmRSS")
 
 

@@ -68,7 +68,7 @@ def select_model(model: str, experts: Sequence[str] | None, pretrained: Path) ->
         raise Refusal("holds no model", where=path, cure=cure)
     if path.is_file() and not is_fusion_file(path):
         return ModelSelection(wanted or (str(path),), None, str(path))
-    if not path.exists() and "/" not in model:  # an id on the Hub is owner/name: do not ask there for a typing error
+    if not path.exists() and "/" not in model:  # an id on the Hub is owner/name: a typing error should not go there
         cure = f"name a file or folder, a Hub id as owner/name, or a known expert by --model {NONE} --experts {model}"
         raise Refusal("there is no such model", where=f"--model {model}", cure=cure)
     fusion = FusionSR.from_pretrained(model)
@@ -76,9 +76,10 @@ def select_model(model: str, experts: Sequence[str] | None, pretrained: Path) ->
 
 
 def is_fusion_file(path: Path) -> bool:
-    """Told by the file's own header, which begins with its length and then JSON."""
+    """By the file's own header, which begins with its length and then JSON."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        # At most 1 MiB: the length in a file of another kind may be any number.
         return FORMAT.encode() in stream.read(min(length, 1 << 20))
 
 

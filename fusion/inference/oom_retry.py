@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class OutOfMemoryRetry:
-    """Runs tiles as large as memory allows; `limit` is the size found, `events` what to tell the user."""
+    """Runs tiles as large as memory allows; `limit` is the size found, `events` the messages for the user."""
 
-    def __init__(self, ask: Callable[[Tensor, Place], Tensor], margin: int, multiple: int) -> None:
-        self._ask, self._margin, self._multiple = ask, margin, multiple
+    def __init__(self, run_tile: Callable[[Tensor, Place], Tensor], margin: int, multiple: int) -> None:
+        self._run_tile, self._margin, self._multiple = run_tile, margin, multiple
         self.limit: int | None = None
         self.events: list[str] = []
 
@@ -43,7 +43,7 @@ class OutOfMemoryRetry:
             if self.limit is not None and side >= self.limit + self._multiple:
                 return self._in_parts(lr_BCHW, place, self.limit)
             try:
-                return self._ask(lr_BCHW, place)
+                return self._run_tile(lr_BCHW, place)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -55,11 +55,11 @@ class OutOfMemoryRetry:
         rows = plan_feathered_spans(lr_BCHW.shape[-2], tile, self._margin, self._multiple)
         columns = plan_feathered_spans(lr_BCHW.shape[-1], tile, self._margin, self._multiple)
 
-        def ask(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
+        def run_part(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
             part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop]
             return self.run(part_BCHW, place.moved(row.start, column.start))
 
-        return whole(rows, columns, ask)
+        return whole(rows, columns, run_part)
 
     def _shrink(self, side: int, place: Place, reason: str) -> None:
         """Half the size, down to the least tile that leaves room for the context."""

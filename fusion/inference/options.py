@@ -1,4 +1,4 @@
-"""What the user chose for a run of inference, as one frozen record."""
+"""The options of a run of inference, as one frozen record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Options:
     skip_existing: bool = False
     refine: Blend | None = None
 
-    def claim(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """The options that decide pixels."""
         chosen: dict[str, Any] = {"tile": AUTO if self.tile is None else self.tile, "tta": self.tta}
         chosen["depth"] = AUTO if self.depth is None else self.depth
@@ -35,5 +35,5 @@ class Options:
         if self.max_loss is not None:
             chosen["max_loss"] = self.max_loss
         if self.refine is not None:
-            chosen["refine"] = self.refine.claim()
+            chosen["refine"] = self.refine.manifest()
         return chosen

@@ -1,4 +1,4 @@
-"""The words of `infer.py`'s command line -> what is asked for."""
+"""`infer.py`'s command line -> the request."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tta", action="store_true", help="mean over eight flips and rotations: eight times the work")
     add("--budget", type=float, metavar="SHARE", help="share of the experts' full cost to spend, 0 to 1")
     add("--max-loss", type=float, metavar="DB", help="spend as little as costs no more than this, as predicted")
-    add("--budget-head", type=Path, metavar="FILE", help="what to plan it by, where not the model's own")
+    add("--budget-model", "--budget-head", type=Path, metavar="FILE", help="instead of the model's own budget.json")
     add = parser.add_argument_group("refinement by a diffusion model (perception against fidelity)").add_argument
     add("--refine", metavar="NAME", help=f"{' or '.join(PRESETS)}; needs the extra 'diffusion'")
     add("--refine-model", metavar="DIR|ID", help="the base model: a folder as diffusers writes it, or a Hub id")
@@ -53,21 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", action="store_true", help="write OUT/report.html")
     add("--hr", type=Path, metavar="DIR", help="the true images: the report then has PSNR and SSIM")
     add("--submission", action="store_true", help="pack OUT/submission.zip, see `python -m fusion submit`")
-    add("--dry-run", action="store_true", help="say what it would take, write nothing")
+    add("--dry-run", action="store_true", help="print the forecast, write nothing")
     add("--json", action="store_true", help="print one JSON document on stdout")
-    add("--verify", type=Path, metavar="FILE", help="tell whether an output came from these weights and options")
+    add("--verify", type=Path, metavar="FILE", help="check whether an output came from these weights and options")
 
 
 def request_of(words: argparse.Namespace) -> Request:
-    """Check the words against each other."""
+    """Check the options against each other."""
     if words.verify is None and (words.input is None or words.output is None):
         raise Refusal("needs -i IN and -o OUT", where="command line", cure="see python infer.py --help")
     if words.hr is not None and not words.report:
         raise Refusal("--hr is only read for a report", where="command line", cure="add --report")
     chosen = [one for one in (words.budget, words.max_loss) if one is not None]
-    if len(chosen) == 2 or (words.budget_head and not chosen):
+    if len(chosen) == 2 or (words.budget_model and not chosen):
         cure = "give either --budget SHARE or --max-loss DB"
-        raise Refusal("the budget is not told completely", where="command line", cure=cure)
+        raise Refusal("the budget is incomplete or given twice", where="command line", cure=cure)
     if words.budget is not None and not 0 < words.budget <= 1:
         raise Refusal(f"--budget {words.budget} is no share", where="command line", cure="give more than 0, up to 1")
     options = Options(
@@ -91,7 +91,7 @@ def request_of(words: argparse.Namespace) -> Request:
         dry_run=words.dry_run,
         as_json=words.json,
         verify=words.verify,
-        budget_head=words.budget_head,
+        budget_model=words.budget_model,
     )
 
 

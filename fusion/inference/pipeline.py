@@ -8,13 +8,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from fusion.inference.ensemble import EIGHTFOLD, PLAIN, answer_tile
+from fusion.inference.ensemble import EIGHTFOLD, PLAIN, run_tile
 from fusion.inference.image_writer import DiskFull, ImageWriter
-from fusion.inference.jobs import ImageJob, Sized, measure_jobs
 from fusion.inference.oom_retry import OutOfMemoryRetry
 from fusion.inference.refining import Refining, with_refiner
 from fusion.inference.report.provenance import KEY, is_current, make_manifest, write_record
@@ -28,12 +28,12 @@ from imaging.scale import SCALE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
-    from pathlib import Path
 
     from fusion.budget.run import BudgetRunner
     from fusion.inference.ensemble import Ensemble
+    from fusion.inference.jobs import ImageJob, Sized
     from fusion.inference.options import Options
-    from fusion.inference.report.gallery import Gallery
+    from fusion.inference.upscale import Collector
     from fusion.refinement.open import Refiner
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunResult:
-    """What a run has to say: the files written and skipped, the images that failed and why, events on the way."""
+    """The outcome of a run: files written and skipped, images that failed and why, events on the way."""
 
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
@@ -71,8 +71,8 @@ class _Open:
     """An image whose last rows are on their way to the disk."""
 
     job: ImageJob
-    sink: ImageWriter
-    claim: dict[str, Any]
+    writer: ImageWriter
+    manifest: dict[str, Any]
     seen: dict[str, Any]
     megapixels: float
 
@@ -85,49 +85,51 @@ class Pipeline:
         ensemble: Ensemble,
         options: Options,
         tile: int,
-        gallery: Gallery | None = None,
-        buyer: BudgetRunner | None = None,
+        collector: Collector | None = None,
+        runner: BudgetRunner | None = None,
         refiner: Refiner | None = None,
     ) -> None:
         self.ensemble, self.options, self.tile = with_refiner(ensemble, refiner), options, tile
-        self._gallery, self._buyer = gallery, buyer
+        self._collector, self._runner = collector, runner
         turns = EIGHTFOLD if options.tta else PLAIN
-        if buyer is not None:
-            ask = partial(buyer.answer, ensemble, turns=turns, maps=gallery is not None)
+        if runner is not None:
+            run = partial(runner.run_tile, ensemble, turns=turns, maps=collector is not None)
         else:
-            ask = partial(answer_tile, ensemble, turns=turns, maps=gallery is not None)
-        self._elastic = OutOfMemoryRetry(ask, ensemble.margin, ensemble.multiple)
-        self.outcome = RunResult(events=self._elastic.events)
+            run = partial(run_tile, ensemble, turns=turns, maps=collector is not None)
+        self._retry = OutOfMemoryRetry(run, ensemble.margin, ensemble.multiple)
+        self.result = RunResult(events=self._retry.events)
         assert (refiner is None) == (options.refine is None)
-        self._refining = Refining(refiner, options.refine, self.outcome) if refiner and options.refine else None
+        self._refining = Refining(refiner, options.refine, self.result) if refiner and options.refine else None
 
-    def run(self, jobs: Sequence[ImageJob]) -> RunResult:
-        """Make every image that can be made; the rest is listed."""
-        for folder in {job.output.parent for job in jobs if job.output.parent.is_dir()}:
+    def run(self, sized: Sequence[Sized], refused: Sequence[tuple[ImageJob, Refusal]] = ()) -> RunResult:
+        """Jobs as `measure_jobs` gives them: every image that can be made is made; the rest is listed."""
+        folders = {job.output.parent for job in (*(one.job for one in sized), *(job for job, _ in refused))}
+        for folder in filter(Path.is_dir, folders):
             remove_dead_temporaries(folder)
         began = time.perf_counter()
-        if self._buyer is not None:  # over all images, those already there too: a run taken up again plans the same
-            self._buyer.plan(measure_jobs(list(jobs))[0], self._grid)
-        sized, refused = measure_jobs([job for job in jobs if not self._skips(job)])
+        if self._runner is not None:  # over all images, also those already there, so that a resumed run plans the same
+            self._runner.plan(sized, self._grid)
+        sized = [one for one in sized if not self._skips(one.job)]
         for job, refusal in refused:
             self._fail(job, refusal)
         pixels = sum(one.height * one.width for one in sized)
         bar = tqdm(total=pixels * SCALE**2 / 1e6, unit="MP", desc="upscale", bar_format=_BAR)
+        # One thread: reading an image ahead hides the disk, more would only hold more images.
         with bar, ThreadPoolExecutor(1, "read") as reader:
             self._make_all(sized, reader, bar)
-        self.outcome.seconds = time.perf_counter() - began
-        return self.outcome
+        self.result.seconds = time.perf_counter() - began
+        return self.result
 
-    def claim(self, input_sha256: str) -> dict[str, Any]:
+    def manifest(self, input_sha256: str) -> dict[str, Any]:
         """What an image made now would carry."""
-        return make_manifest(input_sha256, self.ensemble.identity, self.options.claim())
+        return make_manifest(input_sha256, self.ensemble.identity, self.options.manifest())
 
     def _skips(self, job: ImageJob) -> bool:
         if not self.options.skip_existing or not job.output.is_file():
             return False
-        current = is_current(job.output, self.claim(file_sha256(job.input)))
+        current = is_current(job.output, self.manifest(file_sha256(job.input)))
         if current:
-            self.outcome.skipped.append(job.output)
+            self.result.skipped.append(job.output)
         else:
             log.info("%s: exists, but was not made by these weights and options; made again", job.output)
         return current
@@ -144,6 +146,7 @@ class Pipeline:
                 except Refusal as refusal:
                     self._fail(one.job, refusal)
                     continue
+                # Only now: while this image was computed, the writer of the one before had time to finish.
                 previous, settled = current, previous
                 self._settle(settled)
         finally:
@@ -152,49 +155,49 @@ class Pipeline:
     def _make(self, job: ImageJob, source: Source, progress: _Progress) -> _Open:
         """Compute one image; its last rows may still be on their way when this returns."""
         began = time.perf_counter()
-        claim = self.claim(source.sha256)
+        manifest = self.manifest(source.sha256)
         depth = self.options.depth or source.depth
         tile, grid = self._side, self._grid(source)
         progress.tiles = len(grid)
-        if self._buyer is not None:
-            self.outcome.plans[job.item] = self._buyer.document(job.item)
-        page = self._gallery.start(job, source, claim) if self._gallery else None
+        if self._runner is not None:
+            self.result.plans[job.item] = self._runner.document(job.item)
+        collector = self._collector.start(job, source, manifest) if self._collector else None
         size = {"height": SCALE * source.height, "width": SCALE * source.width, "channels": channels_of(source)}
-        text = {KEY: json.dumps(claim)}
-        sink = ImageWriter(job.output, **size, depth=depth, icc=source.icc, text=text)
+        text = {KEY: json.dumps(manifest)}
+        writer = ImageWriter(job.output, **size, depth=depth, icc=source.icc, text=text)
         try:
             upscale(
                 source,
                 job.item,
                 grid,
-                self._elastic,
-                sink,
+                self._retry,
+                writer,
                 self.ensemble.device,
                 depth=depth,
-                collector=page,
-                rework=self._refining and self._refining.of(source, job.item, page),
+                collector=collector,
+                rework=self._refining and self._refining.of(source, job.item, collector),
                 tick=progress.tick,
             )
         except BaseException:
-            sink.abandon()
+            writer.abandon()
             raise
         seconds = time.perf_counter() - began
         seen = {
             "tile": tile,
             "tiles": len(grid),
             "seconds": round(seconds, 3),
-            "events": list(self._elastic.events),
+            "events": list(self._retry.events),
         }
-        if job.item in self.outcome.guards:
-            seen["refined"] = self.outcome.guards[job.item]
-        if page is not None:
-            page.finish(seen, self.outcome.plans.get(job.item))
-        return _Open(job, sink, claim, seen, progress.megapixels)
+        if job.item in self.result.guards:
+            seen["refined"] = self.result.guards[job.item]
+        if collector is not None:
+            collector.finish(seen, self.result.plans.get(job.item))
+        return _Open(job, writer, manifest, seen, progress.megapixels)
 
     @property
     def _side(self) -> int:
         """Of tiles: as settled before, or what memory has allowed since."""
-        return min(self.tile, self._elastic.limit or self.tile) if self.tile else 0
+        return min(self.tile, self._retry.limit or self.tile) if self.tile else 0
 
     def _grid(self, source: Source) -> Grid:
         return Grid.of(source.height, source.width, self._side, self.ensemble.margin, self.ensemble.multiple)
@@ -204,19 +207,19 @@ class Pipeline:
         if finished is None:
             return
         try:
-            finished.sink.result()
-            write_record(finished.job.output, finished.claim, finished.seen)
+            finished.writer.result()
+            write_record(finished.job.output, finished.manifest, finished.seen)
         except DiskFull:
             raise
         except Refusal as refusal:
             self._fail(finished.job, refusal)
             return
-        self.outcome.written.append(finished.job.output)
-        self.outcome.megapixels += finished.megapixels
+        self.result.written.append(finished.job.output)
+        self.result.megapixels += finished.megapixels
 
     def _fail(self, job: ImageJob, refusal: Refusal) -> None:
         log.error("%s", refusal)
-        self.outcome.failed[job.input] = refusal
+        self.result.failed[job.input] = refusal
 
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"

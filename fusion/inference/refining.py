@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
     from fusion.inference.pipeline import RunResult
-    from fusion.inference.report.gallery import Page
     from fusion.inference.source import Source
+    from fusion.inference.upscale import ImageCollector
     from fusion.refinement.open import Refiner
     from fusion.refinement.presets import Blend
 
@@ -42,13 +42,13 @@ def with_refiner(ensemble: Ensemble, refiner: Refiner | None) -> Ensemble:
 
 @dataclass(frozen=True)
 class Refining:
-    """Refines one image after the other; what there is to tell goes into the run's outcome."""
+    """Refines one image after the other; guard measures and events go into the run's result."""
 
     refiner: Refiner
     how: Blend
-    outcome: RunResult
+    result: RunResult
 
-    def of(self, source: Source, item: str, page: Page | None) -> Callable[[Tensor], Tensor]:
+    def of(self, source: Source, item: str, collector: ImageCollector | None) -> Callable[[Tensor], Tensor]:
         """What makes the whole fused image of this source into the refined one."""
 
         def rework(fused_CHW: Tensor) -> Tensor:
@@ -59,16 +59,16 @@ class Refining:
                     bar.total = total
                     bar.update(done - bar.n)
 
-                refined = refine(self.refiner, fused_CHW, lr_CHW, self.how, tick, self._say)
-            self.outcome.guards[item] = refined.guard
-            if page is not None:
-                page.add_refined(refined.image_CHW, refined.guard)
+                refined = refine(self.refiner, fused_CHW, lr_CHW, self.how, tick, self._warn)
+            self.result.guards[item] = refined.guard
+            if collector is not None:
+                collector.add_refined(refined.image_CHW, refined.guard)
             return refined.image_CHW
 
         return rework
 
-    def _say(self, event: str) -> None:
-        self.outcome.events.append(event)
+    def _warn(self, event: str) -> None:
+        self.result.events.append(event)
         log.warning("%s", event)
 
 

@@ -1,4 +1,4 @@
-"""An image file -> its whole levels, a quarter of the memory of floats, cut into float windows when asked.
+"""An image file -> its whole levels, a quarter of the memory of floats, cut into float windows on demand.
 
 Axes: B batch (1), C colour, H and W height and width.
 """

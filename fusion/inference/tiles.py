@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from imaging.tiling import FeatheredSpan
 
-    AskTile = Callable[[FeatheredSpan, FeatheredSpan], Tensor]
+    RunTile = Callable[[FeatheredSpan, FeatheredSpan], Tensor]
     Finish = Callable[[Tensor], Tensor]
 
 
 def assemble(
-    rows: Sequence[FeatheredSpan], columns: Sequence[FeatheredSpan], ask: AskTile, finish: Finish
+    rows: Sequence[FeatheredSpan], columns: Sequence[FeatheredSpan], run_tile: RunTile, finish: Finish
 ) -> Iterator[Tensor]:
     """Yield bands (K', h, 4W) as `finish` made them; together they are the image."""
     above_KHW: Tensor | None = None
@@ -34,10 +34,11 @@ def assemble(
         band = _Band(row, next_row, columns[-1].stop, above_KHW, finish)
         left_KHW: Tensor | None = None
         for column, next_column in zip_longest(columns, columns[1:]):
-            block_KHW = _faded(ask(row, column), row, column)
+            block_KHW = _faded(run_tile(row, column), row, column)
             if left_KHW is not None:
                 block_KHW[..., : left_KHW.shape[-1]] += left_KHW
             done = SCALE * ((next_column.low if next_column else column.high) - column.low)
+            # Cloned, or the view would keep the whole block in memory while the next tile runs.
             left_KHW = block_KHW[..., done:].clone() if next_column else None
             band.add(block_KHW[..., :done], SCALE * column.low)
         above_KHW = band.below_KHW
@@ -84,6 +85,6 @@ def _faded(answer_KHW: Tensor, row: FeatheredSpan, column: FeatheredSpan) -> Ten
     return part_KHW * weights_HW.to(part_KHW)
 
 
-def whole(rows: Sequence[FeatheredSpan], columns: Sequence[FeatheredSpan], ask: AskTile) -> Tensor:
+def whole(rows: Sequence[FeatheredSpan], columns: Sequence[FeatheredSpan], run_tile: RunTile) -> Tensor:
     """The same in one piece, as float."""
-    return torch.cat(list(assemble(rows, columns, ask, lambda part_KHW: part_KHW)), dim=-2)
+    return torch.cat(list(assemble(rows, columns, run_tile, lambda part_KHW: part_KHW)), dim=-2)

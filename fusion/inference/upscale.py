@@ -1,4 +1,4 @@
-"""One image's levels -> tiles -> answers -> finished rows into a sink; memory does not grow with the image's height.
+"""One image's levels -> tiles -> finished rows into an image writer; memory does not grow with the image's height.
 
 Axes: B batch (1), C channels, K layers (the image's three, then maps), H and W.
 """
@@ -6,7 +6,7 @@ Axes: B batch (1), C channels, K layers (the image's three, then maps), H and W.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -23,20 +23,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion.inference.image_writer import ImageWriter
+    from fusion.inference.jobs import ImageJob
     from fusion.inference.oom_retry import OutOfMemoryRetry
     from fusion.inference.source import Source
     from imaging.files import Depth
     from imaging.tiling import FeatheredSpan
 
 
-_ROWS = 256  # of a reworked image that are made levels at a time
+_ROWS = 256  # of a refined image that are rounded to levels at a time: a band, not a second whole image
+
+
+class ImageCollector(Protocol):
+    """Receives the layers of one image while it is made, in the order of these methods."""
+
+    def add(self, band_KHW: Tensor, /) -> None:
+        """The next rows: float, not clamped, the image's three layers first."""
+        ...
+
+    def add_refined(self, image_CHW: Tensor, guard: dict[str, float], /) -> None:
+        """Only where a refiner runs: the whole refined image, float and not clamped, and the guard's measures."""
+        ...
+
+    def finish(self, seen: dict[str, Any], plan: dict[str, Any] | None, /) -> None:
+        """After the last row: tiles, seconds and events of this image, and its budget plan where there is one."""
+        ...
 
 
 class Collector(Protocol):
-    """Whoever wants to see the layers of an image as they are finished (the report)."""
+    """What the pipeline calls for each image when layers are wanted beside the file: the report, the studio."""
 
-    def add(self, band_KHW: Tensor) -> None:
-        """The next rows: float, not clamped, the image's three layers first."""
+    def start(self, job: ImageJob, source: Source, manifest: dict[str, Any], /) -> ImageCollector:
+        """Before the first tile of an image; a Refusal fails this image only."""
         ...
 
 
@@ -66,12 +83,12 @@ def upscale(
     source: Source,
     item: str,
     grid: Grid,
-    elastic: OutOfMemoryRetry,
-    sink: ImageWriter,
+    retry: OutOfMemoryRetry,
+    writer: ImageWriter,
     device: torch.device,
     *,
     depth: Depth,
-    collector: Collector | None = None,
+    collector: ImageCollector | None = None,
     rework: Callable[[Tensor], Tensor] | None = None,
     tick: Callable[[], object],
 ) -> None:
@@ -81,10 +98,10 @@ def upscale(
     and only then, is the image held whole.
     """
 
-    def ask(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
+    def run_tile(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
         lr_BCHW = source.window(row.start, row.stop, column.start, column.stop).to(device)
         place = Place(item, row.start, column.start, source.height, source.width)
-        layers_KHW = elastic.run(lr_BCHW, place).cpu()
+        layers_KHW = retry.run(lr_BCHW, place).cpu()
         tick()
         return layers_KHW
 
@@ -93,7 +110,7 @@ def upscale(
         is_final = collector is None and rework is None
         return to_levels(part_KHW, depth, grey=source.grey) if is_final else part_KHW
 
-    bands = assemble(grid.rows, grid.columns, ask, finish)
+    bands = assemble(grid.rows, grid.columns, run_tile, finish)
     if collector is not None:
         bands = _collected(bands, collector)
     if rework is not None:
@@ -106,14 +123,14 @@ def upscale(
             alpha_1HW = _quantized(source.alpha_rows(done, band_KHW.shape[-2])[None], depth)
             band_KHW = torch.cat([band_KHW, alpha_1HW])
         done += band_KHW.shape[-2]
-        sink.put(band_KHW)
+        writer.put(band_KHW)
         if done < SCALE * source.height:
-            give_back_memory()  # bands of wide images tear holes into what is kept for the tiles
+            give_back_memory()  # bands of wide images fragment the heap that the tiles reuse
     assert done == SCALE * source.height
-    sink.close()
+    writer.close()
 
 
-def _collected(bands: Iterable[Tensor], collector: Collector) -> Iterator[Tensor]:
+def _collected(bands: Iterable[Tensor], collector: ImageCollector) -> Iterator[Tensor]:
     for band_KHW in bands:
         collector.add(band_KHW)
         yield band_KHW[:3]

@@ -1,4 +1,4 @@
-"""A refiner's folders -> the tensors its model is told beside the latents: from files, or from the base's text encoder.
+"""A refiner's folders -> its model's conditioning tensors: from files, or from the base's text encoder.
 
 Axes: B batch (1), L tokens, C channels.
 """
@@ -97,7 +97,7 @@ def _fitting(found: Any, condition: Condition, config: dict[str, Any], where: Pa
 
 @torch.no_grad()
 def _empty_prompt(folder: Path) -> Tensor:
-    """(1, L, C): what the base's text encoder makes of no words at all."""
+    """(1, L, C): the base's text encoding of the empty prompt."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer: Any = CLIPTokenizer.from_pretrained(folder, subfolder=TOKENS)

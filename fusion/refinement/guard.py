@@ -1,4 +1,7 @@
-"""A refined image, the fused one it was made of, their LR image -> what refinement may not change, held and measured.
+"""A refined image, the fused one it was made of, their LR image -> colours fixed, the low band held, both measured.
+
+The colour fix `wavelet` takes the coarse part (five levels of an undecimated wavelet transform) from the fused image,
+`adain` its mean and spread per channel, `none` nothing: what the published refiners use, after StableSR.
 
 The low band is the span of the lowest 1/32 of the cosines (DCT-II) along each axis: the frequencies that five wavelet
 levels leave to the coarse part. Taking it is a true projection, so it can be made equal exactly, which the colour fix
@@ -12,13 +15,60 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion.refinement.colour import LEVELS
 from imaging.resize import downscale
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from fusion.refinement.presets import Colour
+
 GREY_LEVELS = 255
+LEVELS = 5  # of the wavelet transform, as published; the low band below follows from it
+
+
+def fix_colour(how: Colour, refined_CHW: Tensor, fused_CHW: Tensor) -> Tensor:
+    """By name."""
+    return _FIXES[how](refined_CHW, fused_CHW)
+
+
+def coarse(x_CHW: Tensor, levels: int = LEVELS) -> Tensor:
+    """What is left after smoothing by (1, 2, 1) / 4 along both axes, spread twice as wide each time."""
+    for level in range(levels):
+        x_CHW = _smooth(_smooth(x_CHW, 2**level, -1), 2**level, -2)
+    return x_CHW
+
+
+def _wavelet(refined_CHW: Tensor, fused_CHW: Tensor) -> Tensor:
+    # Fine part of the one and coarse part of the other; one transform does, since it is linear.
+    return refined_CHW + coarse(fused_CHW - refined_CHW)
+
+
+def _adain(refined_CHW: Tensor, fused_CHW: Tensor) -> Tensor:
+    mean, fused_mean = (x.mean(dim=(1, 2), keepdim=True) for x in (refined_CHW, fused_CHW))
+    spread, fused_spread = (x.std(dim=(1, 2), keepdim=True, unbiased=False) for x in (refined_CHW, fused_CHW))
+    return (refined_CHW - mean) / spread.clamp_min(1e-5) * fused_spread + fused_mean
+
+
+def _none(refined_CHW: Tensor, _fused_CHW: Tensor) -> Tensor:
+    return refined_CHW
+
+
+def _smooth(x_CHW: Tensor, reach: int, axis: int) -> Tensor:
+    """x(-reach) / 4 + x / 2 + x(+reach) / 4 along one axis; beyond the edge its last pixel goes on."""
+    length = x_CHW.shape[axis]
+    reach = min(reach, length)  # of small images the widest filters see the edge pixel alone
+    rest = length - reach
+    sum_CHW = x_CHW / 2
+    sum_CHW.narrow(axis, reach, rest).add_(x_CHW.narrow(axis, 0, rest), alpha=0.25)
+    sum_CHW.narrow(axis, 0, reach).add_(x_CHW.narrow(axis, 0, 1), alpha=0.25)
+    sum_CHW.narrow(axis, 0, rest).add_(x_CHW.narrow(axis, reach, rest), alpha=0.25)
+    sum_CHW.narrow(axis, rest, reach).add_(x_CHW.narrow(axis, length - 1, 1), alpha=0.25)
+    return sum_CHW
+
+
+_FIXES: dict[Colour, Callable[[Tensor, Tensor], Tensor]] = {"wavelet": _wavelet, "adain": _adain, "none": _none}
 
 
 def low_band(x_CHW: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Preset, base model and LoRA -> a loaded `Refiner`; everything that is missing is refused before any weights are read.
 
-diffusers, peft and transformers are the extra `diffusion`: they are imported in here, when asked for.
+diffusers, peft and transformers are the extra `diffusion`: imported inside functions, only when a refiner is opened.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Refiner:
 
 
 def diffusion_installed() -> bool:
-    """Is the extra there? Imports nothing."""
+    """Is the extra installed? Imports nothing."""
     return all(find_spec(name) is not None for name in EXTRA)
 
 
@@ -62,9 +62,10 @@ def open_refiner(preset: str, model: str, lora: Path | None, device: torch.devic
     folder = locate(model, chosen)
     check_base(folder, chosen)
     loras = [] if lora is None else find_loras(chosen, lora)
-    told = find_conditions(chosen, folder, lora)
-    conditions = load_conditions(chosen, folder, told)
+    found = find_conditions(chosen, folder, lora)
+    conditions = load_conditions(chosen, folder, found)
     dtype = precision_on(device)
+    # LoRA is fused in float32 and cast afterwards: in half precision small updates would be lost to rounding.
     parts = _load_parts(chosen, folder, torch.float32 if loras else dtype)
     update = update_of(chosen, folder)
     if loras:
@@ -77,7 +78,7 @@ def open_refiner(preset: str, model: str, lora: Path | None, device: torch.devic
         "preset": preset,
         "base": _hashes(_base_files(chosen, folder), folder),
         "lora": {path.name: file_sha256(path) for path in loras},
-        "conditions": {path.name: file_sha256(path) for path in told.values()} or _hashes(text_files(folder), folder),
+        "conditions": {path.name: file_sha256(path) for path in found.values()} or _hashes(text_files(folder), folder),
         "precision": str(dtype).removeprefix("torch."),
     }
     return Refiner(

@@ -19,7 +19,7 @@ COLOURS: tuple[Colour, ...] = ("wavelet", "adain", "none")
 
 @dataclass(frozen=True)
 class Condition:
-    """A tensor the model is told beside the latents: its file's stem, how many axes it has, and which entry of the
+    """A conditioning tensor of the model: its file's stem, how many axes it has, and which entry of the
     model's config is its last side."""
 
     stem: str
@@ -138,7 +138,7 @@ class Blend:
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise Refusal(f"{self.seed} is no seed", where="--refine-seed", cure="give 0 or more, below 2^63")
 
-    def claim(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """What of it decides pixels, for the provenance."""
         draw = {"mode": True} if self.seed is None else {"seed": self.seed}
         return {"strength": self.strength, "colour": self.colour, **draw}

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from fusion.refinement.colour import fix_colour
-from fusion.refinement.guard import hold_low_band, measure
+from fusion.refinement.guard import fix_colour, hold_low_band, measure
 from fusion.refinement.step import predict
 from fusion.refinement.tiles import Tiling, run_tiled
 from imaging.device import is_out_of_memory
@@ -51,12 +50,12 @@ def refine(
     lr_CHW: Tensor | None,
     how: Blend,
     tick: Tick | None = None,
-    say: Callable[[str], object] = log.warning,
+    warn: Callable[[str], object] = log.warning,
 ) -> Refined:
-    """At strength 0 the fused image itself, bit for bit, without asking the model."""
+    """At strength 0 the fused image itself, bit for bit, without running the model."""
     image_CHW = fused_CHW
     if how.strength > 0:
-        painted_CHW = repaint(refiner, fused_CHW, how.colour, how.seed, tick, say)
+        painted_CHW = repaint(refiner, fused_CHW, how.colour, how.seed, tick, warn)
         image_CHW = blend(fused_CHW, painted_CHW, how.strength)
     return Refined(image_CHW, measure(image_CHW, fused_CHW, lr_CHW))
 
@@ -68,10 +67,10 @@ def repaint(
     colour: Colour,
     seed: int | None = None,
     tick: Tick | None = None,
-    say: Callable[[str], object] = log.warning,
+    warn: Callable[[str], object] = log.warning,
 ) -> Tensor:
     """The refined image at full strength; with the colour fix `wavelet` its low band is the fused image's."""
-    work = _Work(refiner, _Progress(count_tiles(refiner.preset, *fused_CHW.shape[-2:]), tick), say)
+    work = _Work(refiner, _Progress(count_tiles(refiner.preset, *fused_CHW.shape[-2:]), tick), warn)
     padded_CHW = _padded(fused_CHW.clamp(0, 1), refiner.preset.multiple)
     moments_Chw = work.encode(padded_CHW)
     latent_Chw = draw(moments_Chw, seed) * refiner.preset.scale
@@ -115,7 +114,7 @@ def _padded(image_CHW: Tensor, multiple: int) -> Tensor:
 
 
 class _Progress:
-    """Counts tiles for whoever watches."""
+    """Counts tiles for `tick`."""
 
     def __init__(self, total: int, tick: Tick | None) -> None:
         self._tick, self._done, self._total = tick, 0, total
@@ -129,37 +128,37 @@ class _Progress:
 class _Work:
     """The three passes over the tiles of one image; each goes on in smaller tiles when memory does not suffice."""
 
-    def __init__(self, refiner: Refiner, progress: _Progress, say: Callable[[str], object]) -> None:
-        self._refiner, self._progress, self._say = refiner, progress, say
+    def __init__(self, refiner: Refiner, progress: _Progress, warn: Callable[[str], object]) -> None:
+        self._refiner, self._progress, self._warn = refiner, progress, warn
         self._model_tiling, self._vae_tiling = _tilings(refiner.preset)
 
     def encode(self, image_CHW: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] -> (2C, h, w): means and logarithms of variances."""
         vae, dtype = self._refiner.vae, self._refiner.vae_dtype
 
-        def ask(part_BCHW: Tensor) -> Tensor:
+        def run(part_BCHW: Tensor) -> Tensor:
             return vae.encode(self._there(part_BCHW * 2 - 1, dtype)).latent_dist.parameters
 
-        return self._pass("the VAE's encoder", image_CHW, ask, self._vae_tiling, inner=LATENT)
+        return self._pass("the VAE's encoder", image_CHW, run, self._vae_tiling, inner=LATENT)
 
     def predict(self, latent_Chw: Tensor) -> Tensor:
         """(C, h, w) -> the same: noise or velocity."""
         refiner = self._refiner
 
-        def ask(part_BChw: Tensor) -> Tensor:
+        def run(part_BChw: Tensor) -> Tensor:
             there = self._there(part_BChw, refiner.dtype)
             return predict(refiner.model, there, refiner.preset.timestep, refiner.conditions)
 
-        return self._pass("the diffusion model", latent_Chw, ask, self._model_tiling)
+        return self._pass("the diffusion model", latent_Chw, run, self._model_tiling)
 
     def decode(self, latent_Chw: Tensor) -> Tensor:
         """(C, h, w) -> (3, H, W), nominally in [0, 1]."""
         vae, dtype = self._refiner.vae, self._refiner.vae_dtype
 
-        def ask(part_BChw: Tensor) -> Tensor:
+        def run(part_BChw: Tensor) -> Tensor:
             return vae.decode(self._there(part_BChw, dtype), return_dict=False)[0] / 2 + 0.5
 
-        return self._pass("the VAE's decoder", latent_Chw, ask, self._vae_tiling, outer=LATENT)
+        return self._pass("the VAE's decoder", latent_Chw, run, self._vae_tiling, outer=LATENT)
 
     def _there(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(self._refiner.device, dtype)
@@ -168,7 +167,7 @@ class _Work:
         self,
         name: str,
         x_CHW: Tensor,
-        ask: Callable[[Tensor], Tensor],
+        run: Callable[[Tensor], Tensor],
         tiling: Tiling,
         *,
         inner: int = 1,
@@ -176,7 +175,7 @@ class _Work:
     ) -> Tensor:
         while True:
             try:
-                found_CHW = run_tiled(x_CHW, ask, tiling, inner=inner, outer=outer, tick=self._progress)
+                found_CHW = run_tiled(x_CHW, run, tiling, inner=inner, outer=outer, tick=self._progress)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -193,7 +192,7 @@ class _Work:
             cure = "free memory, or --device cpu"
             raise Refusal(f"out of memory even in tiles of {tiling.tile} latents", where=name, cure=cure)
         smaller = tiling.halved()
-        self._say(f"{name}: out of memory at tiles of {tiling.tile} latents; went on with tiles of {smaller.tile}")
+        self._warn(f"{name}: out of memory at tiles of {tiling.tile} latents; went on with tiles of {smaller.tile}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return smaller

@@ -1,4 +1,4 @@
-"""Latents and what the model predicts of them -> clean latents, in one step; and the model itself, asked once.
+"""Latents and what the model predicts of them -> clean latents, in one step; and one call of the model.
 
 Every one-step update is affine: clean = keep * latents + take * prediction. Axes: B batch (1), C channels, H, W.
 """

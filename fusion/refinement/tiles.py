@@ -44,14 +44,14 @@ class Tiling:
 
 def run_tiled(
     x_CHW: Tensor,
-    ask: Callable[[Tensor], Tensor],
+    run: Callable[[Tensor], Tensor],
     tiling: Tiling,
     *,
     inner: int = 1,
     outer: int = 1,
     tick: Callable[[], object],
 ) -> Tensor:
-    """(C, inner h, inner w) -> (C', outer h, outer w) float32; `ask` gets (1, C, .., ..) and answers likewise."""
+    """(C, inner h, inner w) -> (C', outer h, outer w) float32; `run` gets (1, C, .., ..) and answers likewise."""
     height, width = x_CHW.shape[-2] // inner, x_CHW.shape[-1] // inner
     rows, columns = min(tiling.tile, height), min(tiling.tile, width)
     weights_HW = _bell(rows * outer)[:, None] * _bell(columns * outer)
@@ -62,7 +62,7 @@ def run_tiled(
             part_CHW = x_CHW[
                 :, top * inner : (top + rows) * inner, left * inner : (left + columns) * inner
             ].contiguous()
-            answer_CHW = ask(part_CHW[None])[0].float().cpu()
+            answer_CHW = run(part_CHW[None])[0].float().cpu()
             if sum_CHW is None:
                 sum_CHW = torch.zeros(answer_CHW.shape[0], height * outer, width * outer)
             here = (

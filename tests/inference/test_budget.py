@@ -1,11 +1,13 @@
-"""The budget: never more than allowed, the best that money buys, more is never worse, tiles get what they need."""
+"""The budget: never more than allowed, the best for its cost, more is never worse, tiles get what they need."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,12 @@ from fusion.budget import fit as budget_fit
 from fusion.budget.cells import errors_of_blends, errors_of_fusion, gather
 from fusion.budget.fit import expected_error, learned, make_menu
 from fusion.budget.model import MEASURES, BudgetModel, choose, measure_cells
-from fusion.budget.plan import Outlook, plan_share
+from fusion.budget.plan import GainPrediction, plan_share
 from fusion.budget.run import BudgetRunner
 from fusion.inference.command import Request, carry_out
+from fusion.inference.ensemble import Answer
 from fusion.inference.options import Options
+from fusion.inference.parser import add_arguments, request_of
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.base.blend import BaseBlend, BaseRecord
 from imaging.command import DONE, FAILURES_LISTED, run
@@ -36,6 +40,9 @@ from tests.experts.parts import image
 from tests.fusion.parts import random_record
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
 
+if TYPE_CHECKING:
+    from fusion.inference.ensemble import Place, RunExpert
+
 
 def menu_of(rng: np.random.Generator, choices: int) -> list[float]:
     """Rising costs, now and then two alike."""
@@ -44,7 +51,7 @@ def menu_of(rng: np.random.Generator, choices: int) -> list[float]:
 
 @settings(max_examples=200, deadline=None)
 @given(tiles=st.integers(1, 12), choices=st.integers(2, 8), seed=st.integers(0, 10_000), share=st.floats(0, 1))
-def test_plans_keep_the_budget_and_more_money_gains_more(tiles: int, choices: int, seed: int, share: float) -> None:
+def test_plans_keep_the_budget_and_a_larger_one_gains_more(tiles: int, choices: int, seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     costs, pixels_N = menu_of(rng, choices), rng.uniform(1, 5, tiles)
     gains_NM = rng.normal(1, 1, (tiles, choices))
@@ -59,12 +66,12 @@ def test_plans_keep_the_budget_and_more_money_gains_more(tiles: int, choices: in
     assert all(later[1] >= sooner[1] and later[0] >= sooner[0] for sooner, later in itertools.pairwise(curve))
     _, longer = choose(gains_NM, pixels_N, costs, least + (share + 0.05) * (full - least))
     last = float((gains_NM.max(1) * pixels_N).max())
-    assert longer[-1][1] >= curve[-1][1] - last, "but for what the last rest buys, which may fit better into less"
+    assert longer[-1][1] >= curve[-1][1] - last, "but for the last remainder, which may fit better into less"
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_each_purchase_is_the_best_that_its_money_buys(seed: int) -> None:
+def test_each_point_of_the_curve_is_the_best_plan_of_its_cost(seed: int) -> None:
     """Against all plans by brute force: at each point of the hull no plan of that cost gains more."""
     rng = np.random.default_rng(seed)
     gains_NM, pixels_N, costs = rng.uniform(0, 2, (4, 4)), rng.uniform(1, 3, 4), [1.0, 1.5, 2.0, 4.0]
@@ -79,7 +86,7 @@ def test_each_purchase_is_the_best_that_its_money_buys(seed: int) -> None:
 
 
 def test_a_single_tile_gets_the_best_choice_that_fits() -> None:
-    """Off the hull: the remainder buys what lies between two of its points."""
+    """Off the hull: the remainder pays for what lies between two of its points."""
     gains_NM, pixels_N, costs = np.array([[0.0, 0.1, 0.4, 1.0]]), np.ones(1), [1.0, 2.0, 3.0, 4.0]
     found = [int(choose(gains_NM, pixels_N, costs, allowed)[0][0]) for allowed in (0.5, 1, 2.2, 3, 3.9, 4)]
     assert found == [0, 0, 1, 2, 2, 3]
@@ -138,7 +145,7 @@ def test_measures_against_scipy() -> None:
     assert energy[0, 0] == pytest.approx(((y - uniform_filter(y, 3, mode="nearest")) ** 2).mean(), rel=1e-3)
 
 
-def test_cells_cover_the_image_once_and_tell_flat_from_busy() -> None:
+def test_cells_cover_the_image_once_and_separate_flat_from_busy() -> None:
     lr_BCHW = torch.cat([torch.full((1, 3, 40, 32), 0.5), image(40, 24)], dim=-1)
     measures, energy, pixels = measure_cells(lr_BCHW)
     assert measures.shape == (3, 4, len(MEASURES)) and np.isfinite(measures).all()
@@ -146,7 +153,7 @@ def test_cells_cover_the_image_once_and_tell_flat_from_busy() -> None:
     assert energy[:, 2:].min() > 1000 * energy[:, 0].max()
 
 
-def head_for(*names: str, **changes: Any) -> BudgetModel:
+def budget_model_for(*names: str, **changes: Any) -> BudgetModel:
     """Every further expert is predicted to gain one hundredth of the detail."""
     fields = {
         "menu": [names[: count + 1] for count in range(len(names))],
@@ -162,8 +169,8 @@ def head_for(*names: str, **changes: Any) -> BudgetModel:
 @pytest.mark.parametrize(
     "change", [{"menu": [("dear",), ("cheap", "dear")]}, {"seconds": {"cheap": 1.0}}, {"gains": [(1.0,)]}]
 )
-def test_heads_that_contradict_themselves_are_refused(change: dict[str, Any]) -> None:
-    fields = head_for("cheap", "dear").model_dump(mode="json") | change
+def test_contradictory_budget_models_are_refused(change: dict[str, Any]) -> None:
+    fields = budget_model_for("cheap", "dear").model_dump(mode="json") | change
     if "menu" in change:
         fields["seconds"] = {"cheap": 1.0, "dear": -1.0}
     with pytest.raises(Refusal):
@@ -179,21 +186,21 @@ def half_busy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_budget(folder: Path, head: BudgetModel, *, report: bool = False, **options: Any) -> dict[str, Any]:
+def run_budget(folder: Path, budget_model: BudgetModel, *, report: bool = False, **options: Any) -> dict[str, Any]:
     """One run; the experts are told apart by how much they brighten."""
     ensemble = ensemble_of(cheap=enlarge, dear=lambda lr_BCHW: enlarge(lr_BCHW) + 0.1)
     ensemble.identity["fusion"]["kind"] = "fusion"
-    (folder / "head.json").write_text(head.model_dump_json())
+    (folder / "budget.json").write_text(budget_model.model_dump_json())
     chosen = Options(tile=40, **options)
     request = Request(
-        folder / "in.png", folder / "out", chosen, report=report, budget_head=folder / "head.json", as_json=True
+        folder / "in.png", folder / "out", chosen, report=report, budget_model=folder / "budget.json", as_json=True
     )
     assert carry_out(request, ensemble) == DONE
     return json.loads((folder / "out" / "in.png.json").read_text())
 
 
-def test_the_dear_expert_runs_where_the_detail_is(half_busy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = run_budget(half_busy, head_for("cheap", "dear"), budget=0.6, report=True)
+def test_the_costly_expert_runs_where_the_detail_is(half_busy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run_budget(half_busy, budget_model_for("cheap", "dear"), budget=0.6, report=True)
     plan = json.loads(capsys.readouterr().out)["plans"]["in"]
     grid = np.array(plan["experts_per_tile"])
     assert grid[:, 0].max() == 1
@@ -206,6 +213,37 @@ def test_the_dear_expert_runs_where_the_detail_is(half_busy: Path, capsys: pytes
     page = (half_busy / "out" / "report.html").read_text()
     assert "Budget plan" in page
     assert "gate/dear" in page
+
+
+def test_each_tile_runs_the_experts_of_its_own_row_and_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three rows and two columns of tiles, detail in one tile alone: only there may the costly expert run."""
+    levels = np.full((88, 64, 3), 128, np.uint8)
+    levels[38:50, :26] = np.random.default_rng(0).integers(60, 200, (12, 26, 3))
+    Image.fromarray(levels).save(tmp_path / "in.png")
+    calls: dict[str, set[tuple[int, int]]] = {"cheap": set(), "dear": set()}
+
+    def expert(name: str) -> RunExpert:
+        def run_expert(lr_BCHW: torch.Tensor, place: Place, _turn: int) -> Answer:
+            calls[name].add((place.top, place.left))
+            return Answer(enlarge(lr_BCHW), None)
+
+        return run_expert
+
+    ensemble = replace(ensemble_of(cheap=enlarge, dear=enlarge), experts={name: expert(name) for name in calls})
+    ensemble.identity["fusion"]["kind"] = "fusion"
+    gains = [[0.1 * (name == "fine") for name in MEASURES]]
+    (tmp_path / "budget.json").write_text(budget_model_for("cheap", "dear", gains=gains).model_dump_json())
+    options = Options(tile=40, budget=0.5)
+    request = Request(
+        tmp_path / "in.png", tmp_path / "out", options, budget_model=tmp_path / "budget.json", as_json=True
+    )
+    assert carry_out(request, ensemble) == DONE
+    plan = json.loads(capsys.readouterr().out)["plans"]["in"]
+    assert plan["experts_per_tile"] == [[1, 1], [2, 1], [1, 1]]
+    assert calls["cheap"] == {(top, left) for top in (0, 24, 48) for left in (0, 24)}
+    assert calls["dear"] == {(24, 0)}
 
 
 @pytest.fixture
@@ -221,15 +259,15 @@ def mixed(tmp_path: Path) -> Path:
 def run_mixed(folder: Path, **options: Any) -> int:
     ensemble = ensemble_of(cheap=enlarge, dear=lambda lr_BCHW: enlarge(lr_BCHW) + 0.1)
     ensemble.identity["fusion"]["kind"] = "fusion"
-    head = folder / "head.json"
+    budget_model = folder / "budget.json"
     gains = [[0.1 * (name == "fine") for name in MEASURES]]  # a larger share of the error where there is detail
-    head.write_text(head_for("cheap", "dear", gains=gains).model_dump_json())
-    request = Request(folder / "in", folder / "out", Options(**options), budget_head=head, as_json=True)
+    budget_model.write_text(budget_model_for("cheap", "dear", gains=gains).model_dump_json())
+    request = Request(folder / "in", folder / "out", Options(**options), budget_model=budget_model, as_json=True)
     return carry_out(request, ensemble)
 
 
-def test_a_budget_is_bought_over_all_images(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What would buy half of an expert everywhere buys both experts where the detail is."""
+def test_a_budget_is_spent_over_all_images(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would pay for half of an expert everywhere pays for both where the detail is."""
     assert run_mixed(mixed, budget=0.7) == FAILURES_LISTED
     found = json.loads(capsys.readouterr().out)
     assert found["plans"]["flat"]["experts_per_tile"] == [[1]]
@@ -238,7 +276,7 @@ def test_a_budget_is_bought_over_all_images(mixed: Path, capsys: pytest.CaptureF
     assert list(found["failed"]) == [str(mixed / "in" / "torn.png")]
 
 
-def test_a_run_taken_up_again_plans_the_same(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_plans_the_same(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the busy picture done, the flat one is not given what is left over."""
     run_mixed(mixed, budget=0.7)
     first = json.loads(capsys.readouterr().out)["plans"]
@@ -258,33 +296,33 @@ def test_a_loss_is_kept_by_each_image(mixed: Path, capsys: pytest.CaptureFixture
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.2, 1))
 def test_one_plan_for_all_keeps_the_budget_and_serves_no_worse_than_one_each(seed: int, share: float) -> None:
-    """In what it buys by: the sum of the images' predicted shares of error removed."""
+    """By its own criterion: the sum of the images' predicted shares of error removed."""
     rng = np.random.default_rng(seed)
-    head = head_for("cheap", "dear")
-    outlooks = {
-        str(index): Outlook(
-            np.concatenate([np.zeros((count, 1)), rng.uniform(0, 1, (count, len(head.menu) - 1))], 1),
+    budget_model = budget_model_for("cheap", "dear")
+    predictions = {
+        str(index): GainPrediction(
+            np.concatenate([np.zeros((count, 1)), rng.uniform(0, 1, (count, len(budget_model.menu) - 1))], 1),
             rng.uniform(0.5, 2, count),
             rng.uniform(10, 20, count),
         )
         for index, count in enumerate(rng.integers(1, 30, 3))
     }
-    pooled = plan_share(head, outlooks, share)
-    costs_M = np.array(head.costs)
-    spent = sum(float(costs_M[pooled[name]] @ one.pixels_N) for name, one in outlooks.items())
-    full = costs_M[-1] * sum(float(one.pixels_N.sum()) for one in outlooks.values())
+    pooled = plan_share(budget_model, predictions, share)
+    costs_M = np.array(budget_model.costs)
+    spent = sum(float(costs_M[pooled[name]] @ one.pixels_N) for name, one in predictions.items())
+    full = costs_M[-1] * sum(float(one.pixels_N.sum()) for one in predictions.values())
     least = costs_M[0] / costs_M[-1]
     assert spent <= max(share, least) * full * (1 + 1e-9)
-    apart = {name: plan_share(head, {name: one}, share)[name] for name, one in outlooks.items()}
-    gains = [sum(one.gain(plan[name]) / one.error for name, one in outlooks.items()) for plan in (pooled, apart)]
-    dearest_step = max(float((one.gains_NM.max(1) * one.pixels_N).max()) / one.error for one in outlooks.values())
+    apart = {name: plan_share(budget_model, {name: one}, share)[name] for name, one in predictions.items()}
+    gains = [sum(one.gain(plan[name]) / one.error for name, one in predictions.items()) for plan in (pooled, apart)]
+    dearest_step = max(float((one.gains_NM.max(1) * one.pixels_N).max()) / one.error for one in predictions.values())
     assert gains[0] >= gains[1] - dearest_step, "but for the last tile, which may not fit"
 
 
 def test_a_larger_budget_never_spends_less(half_busy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plans = []
     for budget in (0.34, 0.5, 0.75, 1.0):
-        run_budget(half_busy, head_for("cheap", "dear"), budget=budget)
+        run_budget(half_busy, budget_model_for("cheap", "dear"), budget=budget)
         plans.append(json.loads(capsys.readouterr().out)["plans"]["in"])
     assert [plan["spent"] for plan in plans] == sorted(plan["spent"] for plan in plans)
     losses = [plan["predicted_loss_db"] for plan in plans]
@@ -292,34 +330,42 @@ def test_a_larger_budget_never_spends_less(half_busy: Path, capsys: pytest.Captu
     assert losses[-1] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_loss_can_be_asked_for(half_busy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_budget(half_busy, head_for("cheap", "dear"), max_loss=0.03)
+def test_a_maximum_loss_is_kept(half_busy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_budget(half_busy, budget_model_for("cheap", "dear"), max_loss=0.03)
     plan = json.loads(capsys.readouterr().out)["plans"]["in"]
     assert plan["predicted_loss_db"] <= 0.03
     assert plan["spent"] < 1
 
 
 @pytest.mark.parametrize(
-    ("head", "says"),
+    ("budget_model", "message"),
     [
-        (head_for("cheap", "other"), "is for cheap, other"),
-        (head_for("cheap", "dear", weights_sha256={"dear": "0" * 64}), "not those the budget was fitted for"),
+        (budget_model_for("cheap", "other"), "is for cheap, other"),
+        (budget_model_for("cheap", "dear", weights_sha256={"dear": "0" * 64}), "not those the budget was fitted for"),
     ],
 )
-def test_a_head_for_other_experts_is_refused(half_busy: Path, head: BudgetModel, says: str) -> None:
-    with pytest.raises(Refusal, match=says):
-        run_budget(half_busy, head, budget=0.5)
+def test_a_budget_model_for_other_experts_is_refused(half_busy: Path, budget_model: BudgetModel, message: str) -> None:
+    with pytest.raises(Refusal, match=message):
+        run_budget(half_busy, budget_model, budget=0.5)
 
 
 def test_without_a_model_there_is_no_budget(half_busy: Path) -> None:
-    (half_busy / "head.json").write_text(head_for("cheap", "dear").model_dump_json())
+    (half_busy / "budget.json").write_text(budget_model_for("cheap", "dear").model_dump_json())
     ensemble = ensemble_of(cheap=enlarge, dear=enlarge)
     with pytest.raises(Refusal, match="no fusion model"):
-        BudgetRunner.load(half_busy / "head.json", ensemble, Options(budget=0.5))
+        BudgetRunner.load(half_busy / "budget.json", ensemble, Options(budget=0.5))
+
+
+@pytest.mark.parametrize("option", ["--budget-model", "--budget-head"])
+def test_both_spellings_of_the_option_name_the_budget_model(option: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = parser.parse_args(["-i", "in", "-o", "out", "--budget", "0.5", option, "budget.json"])
+    assert request_of(words).budget_model == Path("budget.json")
 
 
 def make_budget_cache(folder: Path) -> Path:
-    """Two folders of images, one sharp and dear, one blurred and cheap; noise above, flat below."""
+    """Two folders of images, one sharp and costly, one blurred and cheap; noise above, flat below."""
     rng = np.random.default_rng(0)
     for number in range(6):
         hr = np.full((192, 128, 3), 120, np.uint8)
@@ -383,16 +429,16 @@ def test_with_a_fusion_the_errors_are_those_of_its_own_images(tmp_path: Path) ->
 
 
 def test_fit_from_a_real_cache(tmp_path: Path) -> None:
-    """The sharp expert, three times as dear, is bought where it matters."""
+    """The sharp expert, three times as costly, runs where it matters."""
     cache = make_budget_cache(tmp_path)
-    words = [cache, "--seconds", "cheap=1,dear=3", "--out", tmp_path / "head.json", "--tile", 16]
+    words = [cache, "--seconds", "cheap=1,dear=3", "--out", tmp_path / "budget.json", "--tile", 16]
     words += ["--check", cache, "--record", tmp_path / "curve.md"]
     assert run(budget_fit.main, [str(word) for word in words]) == DONE
-    head = load_settings(BudgetModel, tmp_path / "head.json")
-    assert head.menu == (("cheap",), ("dear",), ("cheap", "dear"))
+    budget_model = load_settings(BudgetModel, tmp_path / "budget.json")
+    assert budget_model.menu == (("cheap",), ("dear",), ("cheap", "dear"))
     lr = read_rgb(tmp_path / "lr" / "0.png")
     measures_PQD, energy_PQ, _ = measure_cells(lr)
-    gains_XM, _ = head.predict(measures_PQD.reshape(-1, len(MEASURES)), energy_PQ.ravel())
+    gains_XM, _ = budget_model.predict(measures_PQD.reshape(-1, len(MEASURES)), energy_PQ.ravel())
     busy, flat = gains_XM.reshape(3, 2, 3)[0], gains_XM.reshape(3, 2, 3)[2]
     assert busy[:, 1].min() > 100 * abs(flat[:, 1]).max()
     rows = [

@@ -1,4 +1,4 @@
-"""The budget from end to end: train.py fits the head beside the model, infer.py plans by it, a bench draws curves."""
+"""The budget from end to end: train.py fits the budget model, infer.py plans by it, a benchmark draws curves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.training.parts import fusion_document, make_cache, quiet_environment,
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of two tiny networks, and a fusion trained from it by the command, with its budget head."""
+    """A cache of two tiny networks, and a fusion trained from it by the command, with its budget model."""
     folder = tmp_path_factory.mktemp("budget")
     cache = make_cache(folder)
     document = fusion_document(cache, folder / "run", steps=1, checkpoint={"every": 1}, validation={"every": 1})
@@ -42,20 +42,20 @@ def experts_of(place: Path) -> str:
     return ",".join(str(place / f"{name}.safetensors") for name in ("ann", "bob"))
 
 
-def test_training_leaves_a_head_with_measured_costs_beside_the_model(place: Path) -> None:
-    head = load_settings(BudgetModel, place / "run" / "budget.json")
-    assert set(head.experts) == {"ann", "bob"} and len(head.menu) == 3
-    assert all(0 < cost < 1e-3 for cost in head.seconds.values())
-    assert head.measured_on == "cpu" and set(head.weights_sha256) == {"ann", "bob"}
-    assert head.cells == 8, "eight images of one cell each to train on: the held-out four are not learned from"
+def test_training_writes_a_budget_model_with_measured_costs(place: Path) -> None:
+    budget_model = load_settings(BudgetModel, place / "run" / "budget.json")
+    assert set(budget_model.experts) == {"ann", "bob"} and len(budget_model.menu) == 3
+    assert all(0 < cost < 1e-3 for cost in budget_model.seconds.values())
+    assert budget_model.measured_on == "cpu" and set(budget_model.weights_sha256) == {"ann", "bob"}
+    assert budget_model.cells == 8, "eight images of one cell each to train on: the held-out four are not used"
 
 
-def test_without_the_networks_there_is_no_head_and_training_says_why(
+def test_without_the_networks_training_logs_why_there_is_no_budget_model(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     document = fusion_document(place / "cache", tmp_path / "run", steps=1)
     assert run(train.main, ["--config", str(write_config(tmp_path / "c.yaml", document))]) == DONE
-    assert "no budget head, since the experts cannot be timed" in caplog.text
+    assert "no budget model, since the experts cannot be timed" in caplog.text
     assert not (tmp_path / "run" / "budget.json").exists()
 
 
@@ -73,7 +73,7 @@ def bench_images(place: Path) -> Path:
     return place / "set"
 
 
-def test_the_models_own_head_is_found_and_plans_within_the_budget(
+def test_the_models_own_budget_model_is_found_and_keeps_the_budget(
     place: Path, bench_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["-i", bench_images / "LR", "--model", place / "run", "--experts", experts_of(place), "-t", "56", "--json"]
@@ -89,12 +89,12 @@ def test_the_models_own_head_is_found_and_plans_within_the_budget(
         np.testing.assert_array_equal(pixels(tmp_path / "1" / name), pixels(tmp_path / "all" / name))
 
 
-def test_a_model_without_a_head_is_refused_by_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_a_budget_model_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-i", place, "-o", place / "out", "--model", place / "ann.safetensors", "--budget", "0.5"]
-    head = place / "budget.json"
-    assert not head.exists()
+    budget_model = place / "budget.json"
+    assert not budget_model.exists()
     assert run(command_line, [str(word) for word in words]) == REFUSED
-    assert "has no budget head beside it" in capsys.readouterr().err
+    assert "has no budget model beside it" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_the_bench_draws_the_curve_through_infer(
 
 
 def test_a_fusion_of_folders_of_images_serves_other_folders(tmp_path: Path) -> None:
-    """Of a closed model there are images alone, for every set others: its name is all that can be held against it."""
+    """Of a closed model there are images alone, for every set others: only its name can be compared."""
     cache = make_budget_cache(tmp_path)
     document = fusion_document(cache, tmp_path / "run", steps=1, checkpoint={"every": 1}, validation={"every": 1})
     document["data"] |= {"hold_out": 2}

@@ -109,9 +109,9 @@ def test_fusion_model_and_subsets(tmp_path: Path, expert: Path, subset: str | No
     with torch.no_grad():
         fused = fusion(lr_BCHW, torch.stack(images, 1), feats, chosen).image_BCHW
     assert np.abs(found.astype(int) - quantize_u8(fused)[0].permute(1, 2, 0).numpy()).max() <= 1
-    claim = read_manifest(tmp_path / "out" / path.name)
-    assert list(claim["experts"]) == chosen
-    assert claim["fusion"]["kind"] == "fusion"
+    manifest = read_manifest(tmp_path / "out" / path.name)
+    assert list(manifest["experts"]) == chosen
+    assert manifest["fusion"]["kind"] == "fusion"
 
 
 def test_images_smaller_than_the_fusion_takes(tmp_path: Path, expert: Path) -> None:
@@ -197,7 +197,7 @@ def test_one_bad_image_among_many(tmp_path: Path, expert: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda folder: None, "no such file or folder"),
         (lambda folder: folder.mkdir(), "holds no images"),
@@ -205,11 +205,11 @@ def test_one_bad_image_among_many(tmp_path: Path, expert: Path, capsys: pytest.C
         (lambda folder: folder.write_text("no image"), "is not an image"),
     ],
 )
-def test_nothing_to_do_is_refused(tmp_path: Path, expert: Path, make: Any, says: str, capsys: Any) -> None:
+def test_nothing_to_do_is_refused(tmp_path: Path, expert: Path, make: Any, message: str, capsys: Any) -> None:
     make(tmp_path / "in")
     assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out") == REFUSED
     error = capsys.readouterr().err.strip()
-    assert says in error
+    assert message in error
     assert error.splitlines()[-1].startswith("refused: ")
 
 
@@ -270,7 +270,7 @@ def test_interruption_removes_the_current_file_and_the_next_run_resumes(
     save_photos(tmp_path / "in", 3, side=90)
     words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "-t", "80", "--skip-existing", "--json"]
     seen: list[str] = []
-    original = pipeline.answer_tile
+    original = pipeline.run_tile
 
     def interrupted(ensemble: Any, lr_BCHW: Any, place: Any, **options: Any) -> torch.Tensor:
         seen.append(place.item)
@@ -279,7 +279,7 @@ def test_interruption_removes_the_current_file_and_the_next_run_resumes(
         return original(ensemble, lr_BCHW, place, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "answer_tile", interrupted)
+        patch.setattr(pipeline, "run_tile", interrupted)
         assert alone(expert, *words) == INTERRUPTED
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"image0.png", "image0.png.json"}
     capsys.readouterr()
@@ -289,10 +289,10 @@ def test_interruption_removes_the_current_file_and_the_next_run_resumes(
     assert len(document["written"]) == 2
 
 
-def test_out_of_memory_is_told(tmp_path: Path, expert: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_out_of_memory_is_reported(tmp_path: Path, expert: Path, monkeypatch: Any, capsys: Any) -> None:
     path = tmp_path / "in.png"
     Image.fromarray(photo(170, 130)).save(path)
-    original = pipeline.answer_tile
+    original = pipeline.run_tile
 
     def limited(ensemble: Any, lr_BCHW: torch.Tensor, place: Any, **options: Any) -> torch.Tensor:
         if max(lr_BCHW.shape[-2:]) > 100:
@@ -300,7 +300,7 @@ def test_out_of_memory_is_told(tmp_path: Path, expert: Path, monkeypatch: Any, c
         return original(ensemble, lr_BCHW, place, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "answer_tile", limited)
+        patch.setattr(pipeline, "run_tile", limited)
         assert alone(expert, "-i", path, "-o", tmp_path / "out", "-t", "0", "--json") == DONE
     assert "out of memory" in json.loads(capsys.readouterr().out)["events"][0]
     assert "out of memory" in json.loads(record_path(tmp_path / "out" / "in.png").read_text())["events"][0]

@@ -83,7 +83,7 @@ def test_every_mutant_is_made_or_listed(tmp_path: Path) -> None:
         (tmp_path / "in" / f"{number:04}.{suffix}").write_bytes(mutated(data, rng))
     jobs = make_jobs(tmp_path / "in", tmp_path / "out", ext="png")
     assert len(jobs) == MUTANTS
-    outcome = Pipeline(ensemble_of(), Options(tile=64, ext="png"), 64).run(jobs)
+    outcome = Pipeline(ensemble_of(), Options(tile=64, ext="png"), 64).run(*measure_jobs(jobs))
     assert len(outcome.written) + len(outcome.failed) == MUTANTS
     assert len(outcome.written) > MUTANTS // 20  # harmless mutations exist
     assert len(outcome.failed) > MUTANTS // 4

@@ -25,7 +25,8 @@ from tests.inference.parts import ensemble_of, photo, pixels
 def upscale(source: Path, target: Path, tile: int = 24, **options: Any) -> RunResult:
     """One run with the repeating expert, in small tiles."""
     chosen = Options(tile=tile, **options)
-    return Pipeline(ensemble_of(margin=2), chosen, tile).run(make_jobs(source, target, chosen.ext, chosen.suffix))
+    jobs = make_jobs(source, target, chosen.ext, chosen.suffix)
+    return Pipeline(ensemble_of(margin=2), chosen, tile).run(*measure_jobs(jobs))
 
 
 def repeated(levels: np.ndarray) -> np.ndarray:
@@ -61,7 +62,7 @@ def test_16_bit_png_is_kept(tmp_path: Path, channels: int) -> None:
     np.testing.assert_array_equal(found[..., colours], expected[..., colours])
 
 
-def test_16_bit_tiff_is_kept_and_8_bits_can_be_asked_for(tmp_path: Path) -> None:
+def test_16_bit_tiff_is_kept_unless_8_bits_are_requested(tmp_path: Path) -> None:
     levels = photo(30, 44, 3, depth=16)
     tifffile.imwrite(tmp_path / "in.tif", levels, photometric="rgb")
     (kept,) = upscale(tmp_path / "in.tif", tmp_path / "a").written
@@ -126,9 +127,9 @@ def test_streamed_rows_are_the_bytes_of_writing_at_once(tmp_path: Path, grey: bo
     """Values beyond [0, 1] and between levels: streaming clamps and rounds as imaging.write_picture does."""
     cv2.imwrite(str(tmp_path / "in.png"), photo(50, 60, 1 if grey else 3, depth=depth))
     wild = ensemble_of(margin=0, wild=lambda lr_BCHW: resize_bicubic(lr_BCHW * 3 - 1, scale=4))
-    (job,) = make_jobs(tmp_path / "in.png", tmp_path / "out")
-    (written,) = Pipeline(wild, Options(tile=0), 0).run([job]).written
-    picture = read_picture(job.input)
+    sized, _ = measure_jobs(make_jobs(tmp_path / "in.png", tmp_path / "out"))
+    (written,) = Pipeline(wild, Options(tile=0), 0).run(sized).written
+    picture = read_picture(sized[0].job.input)
     whole = resize_bicubic(picture.rgb_CHW[None] * 3 - 1, scale=4)
     write_picture(tmp_path / "whole.png", whole, like=picture)
     found, expected = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (written, tmp_path / "whole.png"))

@@ -11,7 +11,7 @@ from skimage.data import chelsea
 from benchmarks.inference import cost as bench
 from benchmarks.inference.seams import compare
 from experts.catalog import load_catalog
-from fusion.inference.ensemble import Ensemble, Place, answer_tile
+from fusion.inference.ensemble import Ensemble, Place, run_tile
 from fusion.inference.tiles import whole
 from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
@@ -48,7 +48,7 @@ def in_tiles(ensemble: Ensemble, lr_BCHW: torch.Tensor, margin: int) -> np.ndarr
 
     def ask(row: FeatheredSpan, column: FeatheredSpan) -> torch.Tensor:
         part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop]
-        return answer_tile(ensemble, part_BCHW, Place("cat", row.start, column.start, *SIZE))
+        return run_tile(ensemble, part_BCHW, Place("cat", row.start, column.start, *SIZE))
 
     return levels(whole(rows, columns, ask))
 
@@ -56,7 +56,7 @@ def in_tiles(ensemble: Ensemble, lr_BCHW: torch.Tensor, margin: int) -> np.ndarr
 @pytest.mark.parametrize("name", list(BOUNDS))
 def test_seams_of_shipped_networks_cannot_be_seen(photograph: torch.Tensor, name: str) -> None:
     ensemble = shipped(name)
-    at_once = levels(answer_tile(ensemble, photograph, Place("cat", 0, 0, *SIZE)))
+    at_once = levels(run_tile(ensemble, photograph, Place("cat", 0, 0, *SIZE)))
     found = compare(
         at_once,
         in_tiles(ensemble, photograph, ensemble.margin),

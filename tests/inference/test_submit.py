@@ -70,7 +70,7 @@ def _truncated(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (lambda out: (out / "image1.png").unlink(), "lacks image1.png"),
         (lambda out: Image.fromarray(photo(4, 4)).save(out / "more.png"), "has surplus more.png"),
@@ -81,11 +81,11 @@ def _truncated(out: Path) -> None:
         (lambda out: (out / "image0.png.json").unlink(), "no recorded runtime"),
     ],
 )
-def test_anything_amiss_is_refused(made: Path, spoil: Any, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_outputs_are_refused(made: Path, spoil: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     (made / "out" / "submission.zip").unlink()
     spoil(made / "out")
     assert call(made) == REFUSED
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (made / "out" / "submission.zip").exists()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import correlate
 
-from fusion.inference.ensemble import EIGHTFOLD, Place, answer_tile
+from fusion.inference.ensemble import EIGHTFOLD, Place, run_tile
 from fusion.inference.oom_retry import OutOfMemoryRetry
 from fusion.inference.tiles import assemble, whole
 from imaging.device import is_out_of_memory
@@ -137,30 +137,30 @@ def cpu_error() -> RuntimeError:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), None])
 def test_out_of_memory_goes_on_with_smaller_tiles(error: Exception | None) -> None:
     ask = Limited(error or cpu_error(), largest=100)
-    elastic = OutOfMemoryRetry(ask, margin=8, multiple=8)
+    retry = OutOfMemoryRetry(ask, margin=8, multiple=8)
     lr_BCHW = image(300, 260)
-    result = elastic.run(lr_BCHW, PLACE)
+    result = retry.run(lr_BCHW, PLACE)
     torch.testing.assert_close(result, enlarge(lr_BCHW)[0])
-    assert elastic.limit is not None
-    assert elastic.limit <= 100
-    assert len(elastic.events) == 2  # 300 -> 150 -> 75, each said once
-    assert "out of memory at tiles of 300" in elastic.events[0]
+    assert retry.limit is not None
+    assert retry.limit <= 100
+    assert len(retry.events) == 2  # 300 -> 150 -> 75, each said once
+    assert "out of memory at tiles of 300" in retry.events[0]
     ask.sides.clear()
-    elastic.run(lr_BCHW, PLACE)
+    retry.run(lr_BCHW, PLACE)
     assert max(ask.sides) <= 100  # what was learned is kept
-    assert len(elastic.events) == 2
+    assert len(retry.events) == 2
 
 
 def test_memory_for_nothing_is_refused() -> None:
-    elastic = OutOfMemoryRetry(Limited(torch.OutOfMemoryError("CUDA out of memory"), largest=10), margin=4, multiple=1)
+    retry = OutOfMemoryRetry(Limited(torch.OutOfMemoryError("CUDA out of memory"), largest=10), margin=4, multiple=1)
     with pytest.raises(Refusal, match="out of memory even in tiles of"):
-        elastic.run(image(200, 200), PLACE)
+        retry.run(image(200, 200), PLACE)
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
-    elastic = OutOfMemoryRetry(Limited(RuntimeError("shapes cannot be multiplied"), largest=10), margin=4, multiple=1)
+    retry = OutOfMemoryRetry(Limited(RuntimeError("shapes cannot be multiplied"), largest=10), margin=4, multiple=1)
     with pytest.raises(RuntimeError, match="multiplied"):
-        elastic.run(image(200, 200), PLACE)
+        retry.run(image(200, 200), PLACE)
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
@@ -176,11 +176,11 @@ def test_eightfold_is_the_mean_over_flips_and_rotations() -> None:
                 answer = network(torch.from_numpy(turned.copy())[None])[0].numpy()
             back = np.rot90(answer, -quarter, (1, 2))
             expected += (back[..., ::-1] if mirrored else back) / 8
-    mean = answer_tile(ensemble, lr_BCHW, PLACE, turns=EIGHTFOLD)
+    mean = run_tile(ensemble, lr_BCHW, PLACE, turns=EIGHTFOLD)
     np.testing.assert_allclose(mean.numpy(), expected, atol=1e-5)
 
 
 def test_not_a_number_is_refused() -> None:
     ensemble = ensemble_of(bad=lambda lr_BCHW: enlarge(lr_BCHW) * float("nan"))
     with pytest.raises(Refusal, match="NaN"):
-        answer_tile(ensemble, image(8, 8), PLACE)
+        run_tile(ensemble, image(8, 8), PLACE)

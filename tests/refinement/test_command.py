@@ -84,10 +84,10 @@ def test_end_to_end_with_lora_report_and_provenance(room: Path, tmp_path: Path) 
     assert document["refined"]["a"]["low_band_drift"] < 0.01
     assert document["refined"]["a"]["lr_rms"] != document["refined"]["a"]["lr_rms_before"]
     assert pixels(out / "a.png").shape == (68, 92, 3)
-    claim = read_manifest(out / "a.png")
-    assert claim["options"]["refine"] == {"strength": 1.0, "colour": "wavelet", "seed": 3}
-    assert claim["refine"]["lora"].keys() == {"transformer.safetensors", "vae.safetensors"}
-    assert re.fullmatch(r"[0-9a-f]{64}", claim["refine"]["base"]["transformer/diffusion_pytorch_model.safetensors"])
+    manifest = read_manifest(out / "a.png")
+    assert manifest["options"]["refine"] == {"strength": 1.0, "colour": "wavelet", "seed": 3}
+    assert manifest["refine"]["lora"].keys() == {"transformer.safetensors", "vae.safetensors"}
+    assert re.fullmatch(r"[0-9a-f]{64}", manifest["refine"]["base"]["transformer/diffusion_pytorch_model.safetensors"])
     assert json.loads(record_path(out / "a.png").read_text())["refined"] == document["refined"]["a"]
     page = (out / "report.html").read_text()
     assert page.count('alt="refined"') == 2
@@ -143,7 +143,7 @@ def test_grey_alpha_and_sixteen_bits(room: Path, tmp_path: Path) -> None:
     )
 
 
-def test_dry_run_tells_what_refinement_takes(room: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
+def test_dry_run_forecasts_refinement(room: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
     caplog.set_level("INFO")
     assert call(room, tmp_path / "out", "--dry-run", "--json") == DONE
     document = json.loads(capsys.readouterr().out)
@@ -155,7 +155,7 @@ def test_dry_run_tells_what_refinement_takes(room: Path, tmp_path: Path, capsys:
     assert "refined by tsdsr in float32: 6 tiles of its own" in caplog.text
 
 
-def test_wishes_that_make_no_sense_are_refused(room: Path, tmp_path: Path, capsys: Any) -> None:
+def test_contradictory_options_are_refused(room: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     cases: list[tuple[list[object], str | None, str]] = [
         (["--refine-strength", 0.5], None, "--refine-strength without --refine"),

@@ -120,7 +120,7 @@ def test_any_size(bases: Path, preset: str) -> None:
         assert refined.guard["change_rms"] > 0 or size == (1, 1)
 
 
-def test_strength_zero_is_the_fused_image_bit_for_bit_and_asks_no_model(bases: Path) -> None:
+def test_strength_zero_is_the_fused_image_bit_for_bit_and_runs_no_model(bases: Path) -> None:
     fused_CHW = image_of(40, 52) * 1.4 - 0.2  # overshoots are kept too
     refined = refine(replace(opened(bases, "tsdsr"), model=None, vae=None), fused_CHW, None, Blend(strength=0.0))
     assert refined.image_CHW.equal(fused_CHW)
@@ -152,7 +152,7 @@ def test_cancelling_passes_through(bases: Path) -> None:
         repaint(opened(bases, "tsdsr"), image_of(32, 32), "none", tick=tick)
 
 
-def test_out_of_memory_goes_on_in_smaller_tiles_and_says_so(bases: Path) -> None:
+def test_out_of_memory_goes_on_in_smaller_tiles_and_warns(bases: Path) -> None:
     refiner, said = opened(bases, "tsdsr"), list[str]()
 
     def full(_module: Any, inputs: Any) -> None:

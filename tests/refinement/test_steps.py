@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.fft import dctn
 
-from fusion.refinement.colour import LEVELS, coarse, fix_colour
-from fusion.refinement.guard import hold_low_band, low_band, measure
+from fusion.refinement.guard import LEVELS, coarse, fix_colour, hold_low_band, low_band, measure
 from fusion.refinement.open import open_refiner
 from fusion.refinement.presets import PRESETS, Blend, preset_of
 from fusion.refinement.refine import blend, count_tiles
@@ -220,7 +219,7 @@ def test_blend_meets_both_ends_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"strength": 1.5}, {"strength": float("nan")}, {"colour": "wavlet"}, {"seed": -1}])
-def test_bad_wishes_are_refused(bad: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(Refusal):
         Blend(**bad)
 

@@ -1,4 +1,4 @@
-"""Finished layers of each image, band by band -> what the report shows: reduced pictures, maps and figures.
+"""Finished layers of each image, band by band -> the report images: reduced pictures, maps and figures.
 
 Axes: K layers, E experts, C colour, H and W at four times LR size; h and w reduced.
 """
@@ -47,7 +47,7 @@ class ReportImage:
     maps: dict[str, np.ndarray]
     scores: dict[str, tuple[float, float]]
     seen: dict[str, Any]
-    claim: dict[str, Any]
+    manifest: dict[str, Any]
     plan: dict[str, Any] | None
     guard: dict[str, float] | None  # of the refined image, where there is one
 
@@ -55,16 +55,16 @@ class ReportImage:
 class Gallery:
     """Collects pages and writes the one HTML file."""
 
-    def __init__(self, ensemble: Ensemble, hr: Path | None, buyer: BudgetRunner | None = None) -> None:
+    def __init__(self, ensemble: Ensemble, hr: Path | None, runner: BudgetRunner | None = None) -> None:
         self._ensemble = ensemble
-        self._experts = list(ensemble.names) if buyer is None else [buyer.cheapest]
-        self._layers = layer_names(ensemble) if buyer is None else buyer.layer_names(ensemble)
+        self._experts = list(ensemble.names) if runner is None else [runner.cheapest]
+        self._layers = layer_names(ensemble) if runner is None else runner.layer_names(ensemble)
         self._truth = {} if hr is None else {_stem(path): path for path in list_images(hr)}
         self._hr = hr
-        self._shown: list[ReportImage] = []
+        self._images: list[ReportImage] = []
 
-    def start(self, job: ImageJob, source: Source, claim: dict[str, Any]) -> Page:
-        """A page for one image; its true image is looked for before the work."""
+    def start(self, job: ImageJob, source: Source, manifest: dict[str, Any]) -> Page:
+        """A page for one image; a missing true image fails before the work."""
         truth = None
         if self._hr is not None:
             truth = self._truth.get(_stem(job.input))
@@ -74,16 +74,16 @@ class Gallery:
             if found != made:
                 what = f"is {found[1]}x{found[0]}, the output {made[1]}x{made[0]}"
                 raise Refusal(what, where=truth, cure="give the true image of this input")
-        return Page(self, job.item, source, claim, truth, self._experts, self._layers)
+        return Page(self, job.item, source, manifest, truth, self._experts, self._layers)
 
-    def add(self, shown: ReportImage) -> None:
+    def add(self, image: ReportImage) -> None:
         """Take a finished page."""
-        self._shown.append(shown)
+        self._images.append(image)
 
-    def write(self, path: Path, outcome: RunResult, tile: int) -> Path:
+    def write(self, path: Path, result: RunResult, tile: int) -> Path:
         """The report as one file."""
-        run = outcome.document() | {"tile": tile, "device": str(self._ensemble.device)} | dict(self._ensemble.identity)
-        write_text(path, render(self._shown, run))
+        run = result.document() | {"tile": tile, "device": str(self._ensemble.device)} | dict(self._ensemble.identity)
+        write_text(path, render(self._images, run))
         return path
 
 
@@ -94,7 +94,7 @@ class Page:
     gallery: Gallery
     item: str
     source: Source
-    claim: dict[str, Any]
+    manifest: dict[str, Any]
     truth: Path | None
     experts: list[str]
     layers: list[str]
@@ -147,7 +147,7 @@ class Page:
             refined_CHW, guard = self._refined
             pictures[REFINED] = _picture(F.avg_pool2d(refined_CHW[None], self._factor, ceil_mode=True)[0])
         self.gallery.add(
-            ReportImage(self.item, size, before_HWC, pictures, maps, scores, seen, self.claim, plan, guard)
+            ReportImage(self.item, size, before_HWC, pictures, maps, scores, seen, self.manifest, plan, guard)
         )
 
     def _before(self, height: int, width: int) -> np.ndarray:
@@ -155,6 +155,7 @@ class Page:
         levels_HWC = self.source.levels_HWC
         how = cv2.INTER_CUBIC if height >= self.source.height else cv2.INTER_AREA
         large = cv2.resize(levels_HWC, (width, height), interpolation=how).reshape(height, width, -1)
+        # 65535 = 257 * 255: of 16-bit levels the nearest 8-bit ones.
         large = large if large.dtype == np.uint8 else (large / 257).round().astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(large, (height, width, 3)))
 

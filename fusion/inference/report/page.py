@@ -90,7 +90,7 @@ def _section(one: ReportImage, number: int) -> str:
     figures = [_figure(picture, name) for name, picture in experts.items()] if len(experts) > 1 or one.plan else []
     figures += [_map(name, values, _scale(name, one.maps)) for name, values in one.maps.items()]
     plan = "" if one.plan is None else f"<details><summary>Budget plan</summary>{_plan(one.plan)}</details>"
-    claim = escape(json.dumps({"claim": one.claim, **one.seen}, indent=2))
+    manifest = escape(json.dumps({"claim": one.manifest, **one.seen}, indent=2))
     return f"""<section id="image-{number}">
 <h2>{escape(one.item)} <small>{facts}</small></h2>
 {_slider(one.before_HWC, fused, "bicubic", "fused")}
@@ -98,7 +98,7 @@ def _section(one: ReportImage, number: int) -> str:
 {_table(one.scores) if one.scores else ""}
 <div class="grid">{"".join(figures)}</div>
 {plan}
-<details><summary>Provenance</summary><pre>{claim}</pre></details>
+<details><summary>Provenance</summary><pre>{manifest}</pre></details>
 </section>"""
 
 
@@ -148,12 +148,12 @@ def _map(name: str, values_HW: np.ndarray, scale: tuple[float, float]) -> str:
 
 
 def _plan(plan: dict[str, Any]) -> str:
-    """Shares bought, and a picture in characters of how many experts each tile got."""
-    bought = "".join(f"<li>{escape(name)}: {share:.0%} of the tiles</li>" for name, share in plan["share"].items())
+    """Shares planned, and a picture in characters of how many experts each tile got."""
+    planned = "".join(f"<li>{escape(name)}: {share:.0%} of the tiles</li>" for name, share in plan["share"].items())
     grid = "\n".join("".join(str(count) for count in row) for row in plan["experts_per_tile"])
     spent, loss = plan["spent"], plan["predicted_loss_db"]
     return (
-        f"<p>{spent:.1%} of the full expert cost, predicted loss {loss:.3f} dB</p><ul>{bought}</ul>"
+        f"<p>{spent:.1%} of the full expert cost, predicted loss {loss:.3f} dB</p><ul>{planned}</ul>"
         f"<pre>experts per tile\n{grid}</pre>"
     )
 

@@ -1,7 +1,7 @@
 """What made an image <-> a text chunk in the PNG and a JSON file beside the image; and whether it still holds.
 
-The claim is all that decides the pixels: input, experts, fusion, options. The record beside the image adds what was
-seen on the way (times, events, the output's own hash).
+The manifest is all that decides the pixels: input, experts, fusion, options. The record beside the image adds times,
+events and the output's own hash; in it the manifest lies under the key "claim", as in all files written before.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ FORMAT = 1
 
 def make_manifest(input_sha256: str, identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides an image's pixels, as plain JSON."""
-    claim = {"format": FORMAT, "version": _version(), "input_sha256": input_sha256, **identity, "options": options}
-    return json.loads(json.dumps(claim))
+    manifest = {"format": FORMAT, "version": _version(), "input_sha256": input_sha256, **identity, "options": options}
+    # As it will be read back from a file (tuples become lists), so that equal manifests compare equal.
+    return json.loads(json.dumps(manifest))
 
 
 def record_path(image: Path) -> Path:
@@ -36,14 +37,14 @@ def record_path(image: Path) -> Path:
     return image.with_name(f"{image.name}.json")
 
 
-def write_record(image: Path, claim: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
+def write_record(image: Path, manifest: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
     """Write the JSON beside a finished image."""
-    document = {"claim": claim, "output_sha256": file_sha256(image), **seen}
+    document = {"claim": manifest, "output_sha256": file_sha256(image), **seen}
     write_text(record_path(image), json.dumps(document, indent=2) + "\n")
 
 
 def read_manifest(image: Path) -> dict[str, Any]:
-    """The claim in a PNG's text, else that in the JSON beside the file; an image without either is refused."""
+    """The manifest in a PNG's text, else that in the JSON beside the file; an image without either is refused."""
     if not image.is_file():
         raise Refusal("no such file", where=image, cure="check the path")
     with image.open("rb") as stream:
@@ -76,10 +77,10 @@ class ManifestCheck:
     unchecked: list[str]
 
 
-def verify(image: Path, claim: Mapping[str, Any], input_path: Path | None = None) -> ManifestCheck:
-    """Hold an image against the claim that the weights and options at hand would write."""
+def verify(image: Path, manifest: Mapping[str, Any], input_path: Path | None = None) -> ManifestCheck:
+    """Compare an image with the manifest that these weights and options would write."""
     written, record = read_manifest(image), read_record(image)
-    differences = compare(written, claim, leave_out=("input_sha256",))
+    differences = compare(written, manifest, leave_out=("input_sha256",))
     unchecked: list[str] = []
     if record is None:
         unchecked.append("the pixels: there is no JSON beside the image")
@@ -96,21 +97,21 @@ def verify(image: Path, claim: Mapping[str, Any], input_path: Path | None = None
     return ManifestCheck(differences, unchecked)
 
 
-def is_current(image: Path, claim: Mapping[str, Any]) -> bool:
-    """Does this very claim stand on an existing, unchanged image? Anything amiss means no."""
+def is_current(image: Path, manifest: Mapping[str, Any]) -> bool:
+    """Does an existing, unchanged image carry exactly this manifest? Anything invalid counts as no."""
     if not image.is_file():
         return False
     try:
         record = read_record(image)
     except Refusal:
         return False
-    return record is not None and record["claim"] == claim and record["output_sha256"] == file_sha256(image)
+    return record is not None and record["claim"] == manifest and record["output_sha256"] == file_sha256(image)
 
 
 def compare(
     written: Mapping[str, Any], current: Mapping[str, Any], place: str = "", leave_out: tuple[str, ...] = ()
 ) -> list[str]:
-    """Every difference between two claims, by its place."""
+    """Every difference between two manifests, by its place."""
     found: list[str] = []
     for key in sorted({*written, *current} - set(leave_out)):
         before, now = written.get(key), current.get(key)

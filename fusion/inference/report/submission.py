@@ -30,7 +30,7 @@ _FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the zip of the same images is the same fil
 
 @dataclass(frozen=True)
 class Facts:
-    """What readme.txt must say."""
+    """The entries of readme.txt."""
 
     seconds_per_image: float
     on_gpu: bool
@@ -49,7 +49,7 @@ class Facts:
         return cls(seconds_per_image, device_type != "cpu", True, f"Fusion of {', '.join(experts)}")
 
     def text(self) -> str:
-        """The form that the challenges' organisers ask for."""
+        """The form that the challenges prescribe."""
         return (
             f"runtime per image [s] : {self.seconds_per_image:.2f}\n"
             f"CPU[1] / GPU[0] : {0 if self.on_gpu else 1}\n"

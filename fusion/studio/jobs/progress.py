@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.inference.ensemble import Answer, Ask, Ensemble, Fused, Place
+    from fusion.inference.ensemble import Answer, Ensemble, Fused, Place, RunExpert
     from fusion.refinement.open import Refiner
 
 FUSION, REFINEMENT = "fusion", "refinement"
@@ -78,7 +78,7 @@ class EnsembleProgress:
         """The same for a refiner, whose model and VAE are called tile by tile."""
         return replace(refiner, model=_TimedNetwork(refiner.model, self), vae=_TimedNetwork(refiner.vae, self))
 
-    def _timed(self, name: str, ask: Ask) -> Ask:
+    def _timed(self, name: str, ask: RunExpert) -> RunExpert:
         def timed(lr_BCHW: Tensor, place: Place, turn: int) -> Answer:
             with self.stage(name):
                 return ask(lr_BCHW, place, turn)

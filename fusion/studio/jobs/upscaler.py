@@ -6,10 +6,10 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fusion.inference.command import settle_tile
-from fusion.inference.ensemble import EIGHTFOLD, SCALE
+from fusion.inference.ensemble import EIGHTFOLD
 from fusion.inference.input_check import TROUBLES, warn_about
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.upscale import Grid
@@ -19,12 +19,12 @@ from fusion.studio.jobs.progress import EnsembleProgress
 from fusion.studio.uploads import accept_uploads, user_message
 from imaging.malloc import give_back_memory
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
-    from fusion.inference.report.gallery import Gallery
     from fusion.studio.jobs.ensemble_cache import EnsembleCache, Precision
     from fusion.studio.jobs.job_queue import QueuedJob
     from fusion.studio.jobs.result_store import ResultStore
@@ -107,11 +107,9 @@ class Upscaler:
             progress.begin(len(grid) * (len(EIGHTFOLD) if options.tta else 1), refinements)
             status.step = "computing"
             recorder = ArrayRecorder(ensemble, progress, folder, budget_runner, refined=refiner is not None)
-            # Of a gallery the pipeline calls nothing but `start`, and of its page `add` and `finish`.
-            gallery = cast("Gallery", recorder)
             timed_refiner = None if refiner is None else progress.wrap_refiner(refiner)
-            pipeline = Pipeline(progress.wrap(ensemble), options, tile, gallery, budget_runner, timed_refiner)
-            outcome = pipeline.run([sized.job])
+            pipeline = Pipeline(progress.wrap(ensemble), options, tile, recorder, budget_runner, timed_refiner)
+            outcome = pipeline.run([sized])
             for refusal in outcome.failed.values():
                 raise refusal
             assert recorder.finished is not None

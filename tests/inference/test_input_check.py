@@ -47,7 +47,7 @@ def enlarged(image: Image.Image, _folder: Path) -> Image.Image:
 
 
 @pytest.mark.parametrize(("damage", "kind"), [(jpeg, "jpeg"), (noisy, "noise"), (blurred, "blur"), (enlarged, "blur")])
-def test_damage_is_told_and_the_clean_image_is_not(
+def test_damage_is_warned_about_and_the_clean_image_is_not(
     clean: Image.Image, damage: Callable[[Image.Image, Path], Image.Image], kind: str, tmp_path: Path
 ) -> None:
     assert kinds(clean) == []
@@ -79,12 +79,12 @@ def test_what_cannot_be_judged_is_not(levels: np.ndarray) -> None:
     assert central_luma(levels) is None
 
 
-def test_the_warning_says_what_where_and_what_to_do(
+def test_the_warning_names_damage_image_and_cure(
     clean: Image.Image, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clean.save(tmp_path / "a.png")
     noisy(clean, tmp_path).save(tmp_path / "b.png")
-    (tmp_path / "c.png").write_bytes(b"")  # told elsewhere
+    (tmp_path / "c.png").write_bytes(b"")  # the pipeline lists it
     with caplog.at_level(logging.WARNING):
         assert warn_about(list_images(tmp_path)) == ["noise"]
     assert "b.png" in caplog.text
