@@ -99,7 +99,7 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
 
 
 def test_a_network_without_matrices_is_refused() -> None:
-    with pytest.raises(Refusal, match="optimizer.name.*nothing to do"):
+    with pytest.raises(Refusal, match="optimizer.name.*muon needs matrices"):
         new_optimizer(nn.Conv2d(3, 4, 3).parameters(), SETTINGS)
 
 

@@ -64,7 +64,9 @@ def test_x4_starts_from_x2_with_a_new_upsampler(name, pictures, tmp_path, caplog
         expected = fresh.state_dict()[key] if key.startswith(f"{part}.") else given[key].float()
         assert torch.equal(value, expected), key
     assert any(key.startswith(f"{part}.") for key in given)
-    new = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("new, with"))
+    new = next(
+        record.getMessage() for record in caplog.records if record.getMessage().startswith("random initial weights: ")
+    )
     assert all(key in new for key in task.network.state_dict() if key.startswith(f"{part}."))
     summary = train(settings)
     assert summary["scores"]["model"]["psnr_y"] > 10
@@ -102,7 +104,7 @@ def test_whatever_is_not_named_must_fit(pictures, tmp_path):
         start(start_new=["upsample"], settings={**TINY, "num_block": 2})
     with pytest.raises(Refusal, match=r"'conv_first.weight'|'body.0"):
         start(start_new=["upsample"], settings={**TINY, "num_feat": 8})
-    with pytest.raises(Refusal, match="there is no start_from"):
+    with pytest.raises(Refusal, match="start_new needs start_from"):
         settings_of(pictures, tmp_path / "no", "edsr", scale=4, start_new=["upsample"])
     with pytest.raises(Refusal, match=r"is 4, the data's scale is 2; set data.scale"):
         train(settings_of(pictures, tmp_path / "no2", "edsr", scale=2, settings={**TINY, "upscale": 4}))
