@@ -15,7 +15,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 READY  := $(VENV)/.ready
 
 ifeq ($(TORCH),cpu)
-SIZE   := 3 GB
+SIZE   := 2.5 GB
 else
 SIZE   := 6 GB
 endif
