@@ -1,20 +1,40 @@
 # make demo   set up, then the main job on sample photographs; ends by saying where to look
 # make test   set up, then the tests
 # make lint   set up, then ruff and pyright
+# make wheel-test   set up, build the wheel, install it away from the checkout, run it
 # make clean  remove what the demo made; make distclean also the environment
+#
+# TORCH=cpu TORCH_INDEX=URL   on Linux x86_64: torch without CUDA. The address is the one that PyTorch's own "Get Started"
+#                             page gives for pip and CPU; elsewhere the usual packages come without CUDA anyway
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
+TORCH  ?= default
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint clean distclean
+ifeq ($(TORCH),cpu)
+SIZE   := 2.5 GB
+else
+SIZE   := 6 GB
+endif
 
-$(READY): pyproject.toml constraints.txt
+.PHONY: demo test lint wheel-test clean distclean
+
+$(READY): pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "refused: no python3 on the PATH; install Python 3.11"; exit 2; }
+ifeq ($(TORCH),cpu)
+	@test -n "$(TORCH_INDEX)" || { \
+	  echo "refused: TORCH=cpu: no package index is given; add TORCH_INDEX=URL, see the top of the Makefile"; exit 2; }
+endif
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "setting up $(VENV): this takes a few minutes and about 6 GB the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "setting up $(VENV): this takes a few minutes and about $(SIZE) the first time"
+ifeq ($(TORCH),cpu)
+	@$(PIP) --index-url "$(TORCH_INDEX)" torch torchvision
+	@$(BIN)/python -c "import torch, torchvision; assert torch.version.cuda is None, 'this index gave a build for CUDA'"
+endif
+	@$(PIP) -e ".[dev]"
 	@touch $@
 
 demo: $(READY)
@@ -35,6 +55,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+wheel-test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/package/test_wheel.py
 
 clean:
 	rm -rf demo

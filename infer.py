@@ -25,6 +25,7 @@ from fusion.inference.model_selection import (
     FUSION_MARGIN,
     FUSION_MULTIPLE,
     ModelSelection,
+    default_folder,
     fuse_with,
     model_sha256,
     select_model,
@@ -35,7 +36,6 @@ from fusion.refinement.open import open_refiner
 from imaging.command import run
 from imaging.device import best_device, find_device
 from imaging.dihedral import transform
-from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 from imaging.scale import enlarged
 
@@ -70,7 +70,7 @@ def command_line(arguments: Sequence[str]) -> int:
     words = parser.parse_args(arguments)
     request = request_of(words)
     if request.budget_model is None and not (request.options.budget is None and request.options.max_loss is None):
-        request = replace(request, budget_model=find_budget_model(words.model, pretrained_folder()))
+        request = replace(request, budget_model=find_budget_model(words.model, default_folder()))
     device = words.device or best_device()
     refiner = None
     if request.options.refine is not None:  # before the experts: it is what is most likely to be incomplete
@@ -96,7 +96,7 @@ def build(
     compiled: bool = False,
 ) -> Ensemble:
     """Open the experts, load the fusion model, check that they belong together."""
-    selection = select_model(model, wanted, pretrained_folder())
+    selection = select_model(model, wanted, default_folder())
     where = find_device(device)
     experts = open_experts(selection.experts, device=where, precision=precision, config=config)
     fusion = selection.fusion

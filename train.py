@@ -30,6 +30,7 @@ from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.networks import NetworkKind
 from imaging.command import DONE, REFUSED, print_json, run
 from imaging.device import best_device
+from imaging.paths import find_shipped
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     overrides = list(words.overrides)
     if words.cache is not None:
         overrides.append(f"data.cache={words.cache}")
-    settings = load_settings(TrainSettings, words.config, overrides)
+    settings = load_settings(TrainSettings, find_shipped(words.config), overrides)
     if words.print_config:
         sys.stdout.write(to_yaml(settings))
         return DONE

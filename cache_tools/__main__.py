@@ -17,6 +17,7 @@ from cache_tools.write.extract import Report, extract
 from cache_tools.write.plan import in_table, make_plan
 from cache_tools.write.sequential import extract_sequentially
 from imaging.command import DONE, FAILURES_LISTED, print_json, run
+from imaging.paths import require_checkout
 
 if TYPE_CHECKING:
     import argparse
@@ -101,6 +102,7 @@ def _import_pt(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    require_checkout("python -m cache_tools bench")
     from benchmarks.cache.all import bench, training  # imports whole architectures, which no other command needs
 
     if options.training:

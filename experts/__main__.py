@@ -10,9 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.native.cost import as_json, as_markdown, bench, machine
-from benchmarks.native.fold import bench_fold, fold_json, fold_markdown
-from benchmarks.native.quality import measure_quality, quality_json, quality_markdown
 from experts.apply import apply
 from experts.catalog import load_catalog
 from experts.check import check, listed
@@ -26,7 +23,7 @@ from imaging import command
 from imaging.atomic import write_text
 from imaging.degrade import DegradeSettings
 from imaging.device import find_device
-from imaging.paths import pretrained_folder
+from imaging.paths import pretrained_folder, require_checkout
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
@@ -157,6 +154,11 @@ def _deploy(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _bench_native(options: argparse.Namespace, catalog: Catalog) -> int:  # noqa: ARG001 (as every command)
+    require_checkout("python -m experts bench-native")
+    from benchmarks.native.cost import as_json, as_markdown, bench, machine
+    from benchmarks.native.fold import bench_fold, fold_json, fold_markdown
+    from benchmarks.native.quality import measure_quality, quality_json, quality_markdown
+
     on, threads = machine(), options.threads
     texts = [
         "# Native experts: measured\n",

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from imaging.command import DONE, run
+from imaging.paths import require_checkout
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def main(arguments: Sequence[str]) -> int:
         raise Refusal(f"no command '{name}'", where="python -m fusion", cure=nearest(name, COMMANDS))
     if name == "serve":
         return serve(rest)
-    return import_module(COMMANDS[name][0]).main(rest)
+    module = COMMANDS[name][0]
+    if module.startswith("benchmarks."):
+        require_checkout(f"python -m fusion {name}")
+    return import_module(module).main(rest)
 
 
 def serve(arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from imaging.hashes import file_sha256
-from imaging.paths import pretrained_folder
+from imaging.paths import pretrained_folder, pretrained_folders
 from imaging.refusal import Refusal
 from imaging.unpickle import load_tensors
 
@@ -37,15 +37,17 @@ class StateFile:
 
 
 def find_weights(spec: ExpertSpec) -> tuple[Path, WeightsSource] | None:
-    """The first of the expert's files that is there: as given, in `pretrained/`, or in a folder within it."""
-    folder = pretrained_folder()
+    """The first of the expert's files that is there: as given, in a folder of weights, or in a folder within it."""
     for source in spec.weights:
-        for place in (Path(source.file), folder / source.file, folder / spec.name / source.file):
-            if place.is_file():
-                return place, source
-        within = sorted(folder.glob(f"*/{Path(source.file).name}"))
-        if within:
-            return within[0], source
+        if Path(source.file).is_file():
+            return Path(source.file), source
+        for folder in pretrained_folders():
+            for place in (folder / source.file, folder / spec.name / source.file):
+                if place.is_file():
+                    return place, source
+            within = sorted(folder.glob(f"*/{Path(source.file).name}"))
+            if within:
+                return within[0], source
     return None
 
 

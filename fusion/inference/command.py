@@ -95,9 +95,13 @@ def _folder(source: Path, target: Path) -> Path:
 
 def settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) -> tuple[int, TileCost | None]:
     """The tile size, measured where it is not given; the cost only where it was measured."""
-    largest = max(max(one.height, one.width) for one in sized)
     if options.tile is not None:
         return options.tile, None
+    return choose_tile(ensemble, max(max(one.height, one.width) for one in sized))
+
+
+def choose_tile(ensemble: Ensemble, largest: int) -> tuple[int, TileCost | None]:
+    """A tile size for images of up to `largest` LR pixels a side, by free memory where they are not small."""
     if not ensemble.can_probe or largest <= _SMALL:
         unknown = TileCost(0.0, None)
         return auto_tile(unknown, ensemble.device, ensemble.margin, ensemble.multiple), None

@@ -20,6 +20,7 @@ from fusion.inference.ensemble import Answer, Fused
 from fusion.network import FusionSR
 from fusion.network.interface import SMALLEST
 from fusion.network.save import FILE_NAME, FORMAT, fingerprint
+from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
 from imaging.settings import Settings, load_settings
@@ -73,6 +74,12 @@ def select_model(model: str, experts: Sequence[str] | None, pretrained: Path) ->
         raise Refusal("there is no such model", where=f"--model {model}", cure=cure)
     fusion = FusionSR.from_pretrained(model)
     return ModelSelection(wanted or fusion.settings.names, fusion, model)
+
+
+def default_folder() -> Path:
+    """The first folder of weights with a `default.yaml`: the one of `--model default` and of its budget head."""
+    found = find_pretrained(DEFAULT_FILE)
+    return pretrained_folder() if found is None else found.parent
 
 
 def is_fusion_file(path: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from imaging.degrade import DegradeSettings
+from imaging.paths import find_shipped
 from imaging.settings import Settings, read_yaml
 
 Share = float  # of the run or of the samples, in [0, 1]
@@ -39,7 +40,7 @@ class DataSettings(Settings):
             return document
         degrade = document.get("degrade")
         if isinstance(degrade, str | Path):
-            degrade = read_yaml(Path(degrade))
+            degrade = read_yaml(find_shipped(Path(degrade)))
         if isinstance(degrade, dict):
             degrade = {"scale": document.get("scale", 4), **degrade}
         return {**document, "degrade": degrade}

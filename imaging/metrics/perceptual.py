@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from imaging.paths import pretrained_folder, pretrained_folders
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
 from imaging.unpickle import load_tensors
@@ -32,12 +33,15 @@ _CURE = (
 )
 
 
-def find_trunk(folder: Path = TRUNK_FOLDER) -> Path:
-    """The AlexNet file in `folder`, .safetensors first; refused, with the place to put it, when there is none."""
-    for name in (Path(TRUNK_FILE).with_suffix(".safetensors").name, TRUNK_FILE):
-        if (folder / name).is_file():
-            return folder / name
-    raise Refusal("the AlexNet trunk that LPIPS needs is missing", where=folder / TRUNK_FILE, cure=_CURE)
+def find_trunk() -> Path:
+    """The AlexNet file in `metrics/` of a folder of weights, .safetensors first; or refused with its place."""
+    folders = (TRUNK_FOLDER, *(folder / "metrics" for folder in pretrained_folders()))
+    for folder in folders:
+        for name in (Path(TRUNK_FILE).with_suffix(".safetensors").name, TRUNK_FILE):
+            if (folder / name).is_file():
+                return folder / name
+    place = pretrained_folder() / "metrics" / TRUNK_FILE
+    raise Refusal("the AlexNet trunk that LPIPS needs is missing", where=place, cure=_CURE)
 
 
 def lpips_distance(sr_BCHW: Tensor, hr_BCHW: Tensor, *, trunk: Path | None = None) -> Tensor:

@@ -8,9 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 from fusion.budget.run import BudgetRunner
-from fusion.inference.model_selection import select_model
+from fusion.inference.model_selection import default_folder, select_model
 from fusion.refinement.open import open_refiner
-from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class EnsembleCache:
     @classmethod
     def of(cls, settings: ModelSettings, build: BuildEnsemble) -> EnsembleCache:
         """What `build` opens from these settings, all experts at first."""
-        sources = select_model(settings.model, settings.experts, pretrained_folder()).experts
+        sources = select_model(settings.model, settings.experts, default_folder()).experts
 
         def open_experts(wanted: Sequence[str], precision: Precision) -> Ensemble:
             return build(settings.model, wanted, device=settings.device, precision=precision, config=settings.config)

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from fusion.training.loop.export import read_exported
+from imaging.paths import find_shipped
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ def load_initial_weights(task: Task, settings: NetworkSettings) -> None:
     """Load `start_from`, where there is one: whole, or all of it but what `start_new` names."""
     if settings.start_from is None:
         return
+    start_from = find_shipped(settings.start_from)
     if settings.start_new:
-        load_known(task.network, settings.start_from, settings.start_new)
+        load_known(task.network, start_from, settings.start_new)
     else:
-        task.load(task.network, settings.start_from)
-        log.info("initial weights: all of %s", settings.start_from)
+        task.load(task.network, start_from)
+        log.info("initial weights: all of %s", start_from)
 
 
 def load_known(network: nn.Module, path: Path, new: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from fusion.training.settings import TrainSettings
 from imaging.atomic import write_text
-from imaging.paths import ROOT
+from imaging.paths import IN_CHECKOUT, ROOT
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings, read_yaml
 
@@ -115,6 +115,8 @@ def origin(fingerprint: str) -> dict[str, Any]:
 
 def git_state() -> dict[str, Any]:
     """Commit and whether files differ from it; None where there is no git or no commit."""
+    if not IN_CHECKOUT:  # git would tell of whatever repository the environment happens to lie in
+        return {"commit": None, "dirty": None}
 
     def ask(*words: str) -> str | None:
         try:

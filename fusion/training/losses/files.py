@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from imaging.paths import pretrained_folder
+from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
 from imaging.unpickle import load_tensors
 
@@ -28,7 +28,7 @@ class LossFile:
 
     def find(self, loss: str, given: Path | None) -> Path:
         """Where it is: as the setting weights.LOSS says, or in its place; refused by name when it is in neither."""
-        path = given if given is not None else pretrained_folder() / self.place
+        path = given or find_pretrained(self.place) or pretrained_folder() / self.place
         if not path.exists():
             raise Refusal(
                 f"the loss '{loss}' needs {self.what}, which is not there",
