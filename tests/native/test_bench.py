@@ -112,7 +112,7 @@ def test_quality_is_the_mean_over_the_images(tmp_path: Path, monkeypatch: pytest
     assert got.psnr_y == pytest.approx(np.mean(expected), abs=1e-6) and got.images == 2 and got.lpips is None
     table = quality_markdown(results)
     assert (
-        "LPIPS is not given" in table
+        "LPIPS is left out" in table
         and "| two | 2 | noise 5 | " in table
         and f"{got.psnr_y:.2f} / {got.ssim_y:.4f}" in table
     )
