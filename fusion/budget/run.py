@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
     from fusion.inference.source import Source
-    from fusion.inference.tiles import FeatheredSpan
     from fusion.inference.upscale import Grid
+    from imaging.tiling import FeatheredSpan
 
     GridOf = Callable[[Source], Grid]
 
