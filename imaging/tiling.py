@@ -136,6 +136,7 @@ def shared_part(tile: int, start: int, length: int, side: int) -> tuple[slice, s
 
 
 def _ramp(length: int) -> Tensor:
+    # Sampled at pixel centres, so that the seam lies in the middle and neither tile weighs more.
     return (torch.arange(length) + 0.5) / length
 
 

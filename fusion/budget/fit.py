@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from cache_tools.read.reader import CacheReader
@@ -154,7 +155,8 @@ def fit_after_training(
         return None
     model = load_model(model_file)
     items = training_items if learned(model) is None else held_out_items
-    budget_model, _ = fit(cache, costs, items=items, model=model.to(device).eval(), measured_on=device)
+    kind = torch.device(device).type  # under torchrun the device has a number, which the file's readers do not need
+    budget_model, _ = fit(cache, costs, items=items, model=model.to(device).eval(), measured_on=kind)
     target = model_file.parent / BUDGET_FILE
     write_text(target, budget_model.model_dump_json(indent=2) + "\n")
     log.info("%s: for infer.py --budget, costs measured on %s", target, device)

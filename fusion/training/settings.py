@@ -133,7 +133,7 @@ class AdversarialSettings(Settings):
 
 
 class FusionTaskSettings(Settings):
-    """Only for task fusion: how often an expert is left out of a step, the final gate, and whether a budget head is
+    """Only for task fusion: how often an expert is left out of a step, the final gate, and whether a budget model is
     fitted for infer.py --budget (from a cache whose experts can be opened and timed)."""
 
     expert_dropout: Share = Field(default=0.1, ge=0, lt=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import train
 from benchmarks.inference import budget as budget_bench
+from cache_tools.read.reader import CacheReader
 from fusion.__main__ import main as fusion_command
+from fusion.budget.fit import fit_after_training
 from fusion.budget.model import BudgetModel
 from imaging.command import DONE, REFUSED, run
 from imaging.files import write_picture
@@ -48,6 +51,23 @@ def test_training_writes_a_budget_model_with_measured_costs(place: Path) -> None
     assert all(0 < cost < 1e-3 for cost in budget_model.seconds.values())
     assert budget_model.measured_on == "cpu" and set(budget_model.weights_sha256) == {"ann", "bob"}
     assert budget_model.cells == 8, "eight images of one cell each to train on: the held-out four are not used"
+
+
+def test_the_budget_model_names_the_kind_of_device_without_its_number(place: Path, tmp_path: Path) -> None:
+    """Under torchrun each process has a numbered device."""
+    shutil.copy(place / "run" / "model.safetensors", tmp_path)
+    items = tuple(entry.id for entry in CacheReader(place / "cache", features=False).entries)
+    costs = {"ann": 1e-6, "bob": 2e-6}
+    fit_after_training(
+        tmp_path / "model.safetensors",
+        place / "cache",
+        tuple(costs),
+        lambda: costs,
+        training_items=items,
+        held_out_items=items,
+        device="cpu:0",
+    )
+    assert load_settings(BudgetModel, tmp_path / "budget.json").measured_on == "cpu"
 
 
 def test_without_the_networks_training_logs_why_there_is_no_budget_model(
