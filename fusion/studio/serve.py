@@ -22,6 +22,7 @@ from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.upscaler import Upscaler
 from fusion.studio.uploads import Limits
 from imaging.command import DONE
+from imaging.device import best_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _OFFLINE = {
 }
 
 
-def main(arguments: Sequence[str], *, build: BuildEnsemble, default_device: str) -> int:
+def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
     """Open everything, then serve until Ctrl-C; `build` is `infer.build`, handed over by the front door."""
     options = _parse(arguments)
     if find_spec("gradio") is None:
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble, default_device: str)
         closing(_listen(options.host, options.port)) as listener,
     ):
         os.environ.update(_OFFLINE, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
-        device = options.device or default_device
+        device = options.device or best_device()
         model = ModelSettings(options.model, device, experts, options.config, options.budget_head, refiner)
         upscaler = Upscaler(EnsembleCache.of(model, build), ResultStore(), limits, Path(folder))
         _serve(upscaler, folders, listener, options.host)
