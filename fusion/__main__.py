@@ -54,7 +54,7 @@ def serve(arguments: Sequence[str]) -> int:
     import infer  # not above: every other command would load the experts' code, too
     from fusion.studio import serve as studio
 
-    return studio.main(arguments, build=infer.build, default_device=infer.best_device())
+    return studio.main(arguments, build=infer.build)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ PRODUCT = sorted({*ROOM_FILES, *FRONT_DOORS, *PACKAGE})
 
 MOST_FILES, MOST_LINES = 17, 260
 # Of different rooms, which each need the word: a file's header and an item's, an image's source and a batch's.
-SHARED_CLASS_NAMES = {"ChannelNorm", "Header", "LiveSource", "ResidualBlock", "Source", "Stage"}
+SHARED_CLASS_NAMES = {"Header", "ResidualBlock", "Source", "Stage"}
 _MODULE_NAME = re.compile(r"[a-z_]\w*(\.\w+)*")
 
 

@@ -22,6 +22,7 @@ from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.upscaler import Upscaler
 from fusion.studio.uploads import Limits
 from imaging.command import DONE
+from imaging.device import best_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _OFFLINE = {
 }
 
 
-def main(arguments: Sequence[str], *, build: BuildEnsemble, default_device: str) -> int:
+def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
     """Open everything, then serve until Ctrl-C; `build` is `infer.build`, handed over by the front door."""
     options = _parse(arguments)
     if find_spec("gradio") is None:
@@ -58,8 +59,8 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble, default_device: str)
         closing(_listen(options.host, options.port)) as listener,
     ):
         os.environ.update(_OFFLINE, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
-        device = options.device or default_device
-        model = ModelSettings(options.model, device, experts, options.config, options.budget_head, refiner)
+        device = options.device or best_device()
+        model = ModelSettings(options.model, device, experts, options.config, options.budget_model, refiner)
         upscaler = Upscaler(EnsembleCache.of(model, build), ResultStore(), limits, Path(folder))
         _serve(upscaler, folders, listener, options.host)
     return DONE
@@ -122,7 +123,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--experts", help="comma-separated names or files")
     add("--config", type=Path, help="a YAML file with further experts")
     add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")
-    add("--budget-head", type=Path, metavar="FILE", help="what `python -m fusion fit-budget` wrote: offers budgets")
+    budget_help = "what `python -m fusion fit-budget` wrote: offers budgets"
+    add("--budget-model", "--budget-head", type=Path, metavar="FILE", help=budget_help)
     default_preset = next(iter(PRESETS))
     add("--refine", metavar="NAME", help=f"{' or '.join(PRESETS)}; default: {default_preset}")
     add("--refine-model", metavar="DIR|ID", help="a diffusion model: offers refinement; needs the extra 'diffusion'")

@@ -244,20 +244,20 @@ def test_a_folder_with_experts_of_its_own(tmp_path: Path) -> None:
 
 def test_a_budget_is_planned_as_by_the_command(tmp_path: Path) -> None:
     """Where the costly expert did not run it has no weight, and its picture is not shown."""
-    from tests.inference.test_budget import head_for, run_budget
+    from tests.inference.test_budget import budget_model_for, run_budget
 
     levels = np.full((60, 200, 3), 128, np.uint8)
     levels[:, 110:] = photo(60, 90) // 2 + np.random.default_rng(0).integers(0, 100, (60, 90, 3))
     Image.fromarray(levels).save(tmp_path / "in.png")
     ensemble = ensemble_of(cheap=enlarge, dear=lambda lr_BCHW: enlarge(lr_BCHW) + 0.1)
     ensemble.identity["fusion"]["kind"] = "fusion"
-    (tmp_path / "head.json").write_text(head_for("cheap", "dear").model_dump_json())
+    (tmp_path / "budget.json").write_text(budget_model_for("cheap", "dear").model_dump_json())
     (tmp_path / "studio").mkdir()
-    ensembles = EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names, tmp_path / "head.json")
+    ensembles = EnsembleCache(lambda _wanted, _precision: ensemble, ensemble.names, tmp_path / "budget.json")
     upscaler = Upscaler(ensembles, ResultStore(), Limits(), tmp_path / "studio")
     request = UpscaleRequest((tmp_path / "in.png",), ensemble.names, "fp32", Options(tile=40, budget=0.6))
     result = only(upscaler, run_job(upscaler, request))
-    record = run_budget(tmp_path, head_for("cheap", "dear"), budget=0.6)
+    record = run_budget(tmp_path, budget_model_for("cheap", "dear"), budget=0.6)
     assert result.plan is not None
     assert 0 < result.plan["share"]["dear"] < 1
     assert read_manifest(result.output) == record["claim"]

@@ -102,8 +102,9 @@ def test_incomplete_options_are_refused() -> None:
     need_gradio()
     with pytest.raises(Refusal, match="needs a base model"):
         main(["serve", "--refine", "tsdsr"])
-    with pytest.raises(Refusal, match="no such folder"):
-        main(["serve", "--caches", "/nowhere/at/all"])
+    for budget in ("--budget-model", "--budget-head"):  # both spellings, as in infer.py
+        with pytest.raises(Refusal, match="no such folder"):
+            main(["serve", budget, "budget.json", "--caches", "/nowhere/at/all"])
 
 
 def test_foreign_requests_are_refused(address: str) -> None:

@@ -131,7 +131,7 @@ class EnsembleCache:
         if options.budget is None and options.max_loss is None:
             return None
         if self.budget_model is None:
-            cure = "start the studio with --budget-head FILE"
+            cure = "start the studio with --budget-model FILE"
             raise Refusal("there is no budget model to plan by", where="budget", cure=cure)
         return BudgetRunner.load(self.budget_model, ensemble, options)
 
