@@ -132,8 +132,10 @@ def test_csr_lists_its_commands_and_refuses_others(capsys: pytest.CaptureFixture
         command.dispatch(["upscal"])
 
 
-@pytest.mark.parametrize("name", ["upscale", "train", "experts", "cache", "images"])
+@pytest.mark.parametrize("name", ["upscale", "train", "experts", "cache", "images", "serve"])
 def test_csr_hands_over_to_the_parsers_that_there_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "serve":
+        pytest.importorskip("gradio")
     with pytest.raises(SystemExit, match="0"):
         command.dispatch([name, "--help"])
     assert "usage:" in capsys.readouterr().out
