@@ -261,6 +261,23 @@ def test_exact_variants_are_used_instead_of_flips(tmp_path: Path) -> None:
     assert all("-d" not in item for batch in plain for item in batch.items)
 
 
+@settings(max_examples=60, deadline=None)
+@given(turns=st.sets(st.integers(1, 7)), augment=st.booleans(), seed=st.integers(0, 99))
+def test_flipped_items_are_drawn_only_where_all_eight_are_there(turns: set[int], augment: bool, seed: int) -> None:
+    """Some of the turns are no set of turns: then the upright item is drawn, and turned after decoding."""
+    groups = [
+        Group(name, tuple(Variant(f"{name}{turn}", turn, 40, 40) for turn in [*sorted(turns), 0])) for name in "ab"
+    ]
+    sampler = Sampler(groups, Sampling(patch=32, batch=64, augment=augment, seed=seed))
+    drawn = sampler.batch(0, 0)
+    exact = len(turns) == VARIANTS - 1
+    if not (exact and augment):
+        assert {crop.item for crop in drawn} == {"a0", "b0"}
+    else:
+        assert len({crop.item for crop in drawn}) > 8
+    assert any(crop.dihedral for crop in drawn) is (augment and not exact)
+
+
 def test_items_smaller_than_a_patch_are_refused_or_left_out(cache: Path) -> None:
     with pytest.raises(Refusal, match="1 item.*smaller than a patch of 64"):
         CacheDataset(cache, patch=64)

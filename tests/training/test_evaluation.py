@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,14 @@ from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.base.fit import fit_base
 from fusion.network.save import save_model
 from imaging.refusal import Refusal
-from tests.training.parts import SMALL_FUSION, fusion_document, make_striped_cache, write_config, write_pictures
+from tests.training.parts import (
+    SMALL_FUSION,
+    fusion_document,
+    make_cache,
+    make_striped_cache,
+    write_config,
+    write_pictures,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +43,15 @@ def stack(seed=0, experts=3, size=20):
     generator = torch.Generator().manual_seed(seed)
     hr = torch.rand(3, size, size + 4, generator=generator)
     return hr + 0.1 * torch.randn(experts, *hr.shape, generator=generator), hr
+
+
+def test_flipped_items_of_a_cache_are_not_measured_again(tmp_path):
+    """Eight turns of an image are one image: table, weights and sentence are those of the cache without them."""
+    upright, turned = make_cache(tmp_path / "upright", 3), make_cache(tmp_path / "turned", 3, "--dihedral")
+    assert len(CacheReader(turned)) == 8 * len(CacheReader(upright)) == 24
+    found, expected = analyze(turned), analyze(upright)
+    assert found.table.as_dict() == expected.table.as_dict()
+    assert replace(found, table=expected.table, fitted_on=expected.fitted_on) == expected
 
 
 def test_oracles_against_plain_loops():

@@ -248,6 +248,38 @@ def test_features_are_turned_only_where_the_cache_holds_every_turn(cache, tmp_pa
         assert may_turn(AugmentSettings(), reader) and may_turn(turned, reader) and not may_turn(left, reader)
 
 
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    return make_cache(tmp_path_factory.mktemp("turned"), 6, "--dihedral")
+
+
+def test_flipped_items_are_trained_on_but_the_base_is_fitted_and_judged_on_upright_ones(turned, tmp_path):
+    """Every fit, every score and every image of a cache of all eight turns is of the image as it is, once."""
+    data = {"cache": str(turned), "patch": 8, "batch": 8, "hold_out": 2}
+    source = CacheSource(fusion_settings(turned, tmp_path, data=data))
+    turn_of = {entry.id: entry.dihedral for entry in CacheReader(turned).entries}
+    assert len(turn_of) == 6 * 8
+    fitted, held = ([batch.items[0] for batch in batches()] for batches in (source.fit_items, source.held_out))
+    assert fitted == list(source.training_items) and held == list(source.held_out_items)
+    assert fitted == [batch.items[0] for batch in source.feature_items()]
+    assert (len(fitted), len(held)) == (4, 2)
+    assert not any(turn_of[item] for item in fitted + held)
+    batches = source.raw_batches(range(12), 0)
+    trained = [item for _ in range(12) for item in next(batches).items]
+    assert {turn_of[item] for item in trained} == set(range(8))
+    assert not {source.image_of(item) for item in trained} & {source.image_of(item) for item in held}
+
+
+def test_without_augmentation_no_flipped_item_is_trained_on(turned, tmp_path):
+    data = {"cache": str(turned), "patch": 8, "batch": 8, "hold_out": 2}
+    settings = fusion_settings(turned, tmp_path, data=data, augment={"flip": False, "rotate": False})
+    source = CacheSource(settings)
+    batches = source.raw_batches(range(12), 0)
+    taken = [next(batches) for _ in range(12)]
+    assert {item for batch in taken for item in batch.items} == set(source.training_items)
+    assert not any(batch.dihedral_B.any() for batch in taken)
+
+
 def test_one_held_out_image_is_no_two_halves(cache, tmp_path):
     document = fusion_settings(cache, tmp_path / "run").data.model_dump(mode="json") | {"hold_out": 1}
     with pytest.raises(Refusal, match="no two halves"):
