@@ -190,11 +190,29 @@ def test_a_file_that_nobody_holds_is_closed(tmp_path: Path) -> None:
         TileFile(tmp_path / "other.h5")
 
 
-def test_asking_ahead_opens_and_changes_nothing(tmp_path: Path) -> None:
+def test_asking_ahead_names_what_will_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is told of each asked chunk and of nothing else, and reading gives what it did."""
     header = header_of(70, 70, "half")
     arrays = arrays_for(header)
     file = TileFile(store(tmp_path, header, arrays))
-    file.ask_for([(0, 0), (2, 2)], ["feat", "lr"])
+    told: list[tuple[int, int, int]] = []
+    advise = os.posix_fadvise
+
+    def note(descriptor: int, start: int, length: int, advice: int) -> None:
+        told.append((start, start + length, advice))
+        advise(descriptor, start, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    asked = [(0, 0), (2, 2)]
+    file.ask_for(asked, ["feat", "lr"])
+    for tile in asked:
+        for name in ("feat", "lr"):
+            start = int(file.layout.datasets[name].offset[tile])
+            stop = start + int(file.layout.datasets[name].size[tile])
+            assert any(low <= start and stop <= high for low, high, _ in told)
+    assert {advice for _, _, advice in told} == {os.POSIX_FADV_WILLNEED}
+    edges = {int(file.layout.datasets[name].offset[tile]) for tile in asked for name in ("feat", "lr")}
+    assert {low for low, _, _ in told} <= edges
     np.testing.assert_array_equal(file.tile((2, 2), ["feat"])["feat"], arrays["feat"][:, 64:, 64:])
 
 
