@@ -204,7 +204,7 @@ def test_asking_ahead_names_what_will_be_read(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "posix_fadvise", note)
     asked = [(0, 0), (2, 2)]
-    file.ask_for(asked, ["feat", "lr"])
+    file.prefetch(asked, ["feat", "lr"])
     for tile in asked:
         for name in ("feat", "lr"):
             start = int(file.layout.datasets[name].offset[tile])
