@@ -29,7 +29,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-Commands = argparse._SubParsersAction  # the type of add_subparsers' result, which argparse does not export
+# The type of add_subparsers' result, which argparse does not export.
+Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 
 
 def _command(commands: Commands[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 class Caught:
@@ -56,7 +56,7 @@ def find_layer(network: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def tapped(network: nn.Module, path: str) -> Iterator[Caught]:
+def tapped(network: nn.Module, path: str) -> Generator[Caught]:
     """Listen to one layer for as long as the block lasts."""
     caught = Caught(path)
     handle = find_layer(network, path).register_forward_hook(lambda _layer, _inputs, output: caught.add(output))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 _MARK = ".tmp."
@@ -25,7 +25,7 @@ def temporary_path(final: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(final: Path) -> Iterator[Path]:
+def atomic_path(final: Path) -> Generator[Path]:
     """Yield a temporary path to write; on success it becomes `final` at once, on any error it is gone."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(final)

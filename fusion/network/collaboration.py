@@ -7,13 +7,14 @@ C an expert's feature channels, H and W of the LR image.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.network.attention import LKABlock, TokenAttention
+from fusion.network.evidence import Collaboration
 from fusion.network.parts import SUBPIXELS, UNSHUFFLED, channel_norm, zero_start, zero_sum
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from fusion.network.settings import FusionSettings
 
 _HIDDEN = 32
-
-
-class Collaboration(NamedTuple):
-    """tokens_BEDHW and consensus_BDHW for later phases; delta_BESHW: zero-sum changes of the experts' weights."""
-
-    tokens_BEDHW: Tensor
-    consensus_BDHW: Tensor
-    delta_BESHW: Tensor
 
 
 class ExpertTokens(nn.Module):

@@ -18,7 +18,6 @@ from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.network.bands.bands import Bands
-    from fusion.network.collaboration import Collaboration
     from fusion.network.settings import FusionSettings
 
 DIFFERENCE_GAIN = 10.0  # experts differ by a few grey levels of [0, 1]: brings them to the range of the other inputs
@@ -42,6 +41,14 @@ class Evidence(NamedTuple):
     def detail(self) -> Tensor:
         """(B, Q, H, W): what the base adds to the LR pixel under it, times the same gain: centred on zero."""
         return (self.base_BQHW - self.lr_BCHW.repeat_interleave(SCALE * SCALE, dim=1)) * DIFFERENCE_GAIN
+
+
+class Collaboration(NamedTuple):
+    """tokens_BEDHW and consensus_BDHW for later phases; delta_BESHW: zero-sum changes of the experts' weights."""
+
+    tokens_BEDHW: Tensor
+    consensus_BDHW: Tensor
+    delta_BESHW: Tensor
 
 
 def gather(lr_BCHW: Tensor, sr_BECHW: Tensor, base_BCHW: Tensor, indices: tuple[int, ...]) -> Evidence:

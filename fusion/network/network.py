@@ -31,7 +31,7 @@ from imaging.scale import SCALE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion.network.collaboration import Collaboration
+    from fusion.network.evidence import Collaboration
 
 
 class FusionSR(nn.Module, HubModel):

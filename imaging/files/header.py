@@ -18,7 +18,7 @@ from imaging.files.png import chunks
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 # Opened by class and not by Image.open, whose size limit is a setting of the whole process.
@@ -90,7 +90,7 @@ def detect_format(path: Path, head: bytes) -> str:
 
 
 @contextmanager
-def refusing(path: Path, kind: str) -> Iterator[None]:
+def refusing(path: Path, kind: str) -> Generator[None]:
     """Decoders fail in dozens of ways on damaged files; each means the same to the user: this file cannot be used."""
     try:
         yield

@@ -17,7 +17,7 @@ from imaging.atomic import atomic_path
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
 
     from imaging.files.picture import Depth
@@ -46,7 +46,7 @@ def png_rows(
     depth: Depth = 8,
     icc: bytes | None = None,
     text: Mapping[str, str] | None = None,
-) -> Iterator[RowWriter]:
+) -> Generator[RowWriter]:
     """Open a PNG for writing from top to bottom; the file appears, whole, when all `height` rows were written.
 
     Rows are uint8 (depth 8) or uint16 (depth 16) arrays of shape (any, width, channels).

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from torch import Tensor
 
@@ -49,7 +49,7 @@ class EnsembleProgress:
             self.stages[REFINEMENT] = StageProgress(expected=refinements)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         """Time one call."""
         self._check()
         self.current, began = name, time.perf_counter()

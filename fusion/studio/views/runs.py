@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,7 +40,7 @@ def read_run(folder: Path) -> RunLog:
         # 1 is the least that can be asked of the kinds that are not wanted (0 would mean all).
         events = EventAccumulator(str(run.logs), {"scalars": _MOST_POINTS, "images": 1, "histograms": 1, "tensors": 1})
         events.Reload()
-        for tag in events.Tags()["scalars"]:
+        for tag in cast("list[str]", events.Tags()["scalars"]):
             points = events.Scalars(tag)
             scalars[tag] = [point.step for point in points], [point.value for point in points]
     return RunLog(scalars, _summary(run.summary))

@@ -52,8 +52,8 @@ SMALLEST = 32  # rows and columns at least: thinner weights are left to AdamW
 def new_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """For the parameters that learn, in the memory format they will keep."""
     learning = [parameter for parameter in parameters if parameter.requires_grad]
-    options = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
-    return torch.optim.AdamW(learning, **options) if settings.name == "adamw" else MuonAndAdamW(learning, **options)
+    kind = torch.optim.AdamW if settings.name == "adamw" else MuonAndAdamW
+    return kind(learning, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
 class MuonAndAdamW(torch.optim.AdamW):

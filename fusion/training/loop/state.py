@@ -36,7 +36,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     @torch.no_grad()
     def follow(average: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
         share = 1 - decay_at(int(updates), decay)
-        torch._foreach_lerp_(average, current, share)  # pyright: ignore[reportPrivateImportUsage] (as torch.optim does)
+        torch._foreach_lerp_(average, current, share)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] (as torch.optim)
 
     average = AveragedModel(network, multi_avg_fn=follow)  # pyright: ignore[reportArgumentType] (tuples or lists)
     average.requires_grad_(False)
