@@ -248,6 +248,29 @@ def test_each_tile_of_each_dataset_is_checked_for_itself(tmp_path: Path, check: 
         )
 
 
+@pytest.mark.parametrize("check", ["first", "always"])
+def test_what_was_once_intact_is_trusted_only_where_that_is_asked_for(tmp_path: Path, check: Any) -> None:
+    header = header_of(20, 20, "images")
+    path = store(tmp_path, header, arrays_for(header))
+    file = TileFile(path, check)
+    good = file.tile((0, 0), ["lr"])["lr"].copy()
+    place = int(file.layout.datasets["lr"].offset[0, 0])
+    content = bytearray(path.read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content)
+    if check == "always":
+        with pytest.raises(CorruptItem):
+            file.tile((0, 0), ["lr"])
+    else:
+        assert (file.tile((0, 0), ["lr"])["lr"] != good).sum() == 1
+
+
+@pytest.mark.parametrize(("gap", "parts"), [(0, 1), (65536, 1), (65537, 2)])
+def test_chunks_64_kib_apart_are_near(gap: int, parts: int) -> None:
+    datasets = [SimpleNamespace(offset=np.full((1, 1), begin), size=np.full((1, 1), 10)) for begin in (10 + gap, 0)]
+    assert len(list(item_file._spans(cast("list[DatasetLayout]", datasets), (0, 0)))) == parts
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     chunks=st.lists(st.tuples(st.integers(0, 120_000), st.integers(1, 9_000)), min_size=1, max_size=6),

@@ -16,10 +16,10 @@ from cache_tools.write.extract import extract
 from cache_tools.write.recipe import ExtractSettings
 from fusion.budget import fit as budget_fit
 from fusion.budget.cells import Cells, blends, errors_of_fusion, fused_images, gather, selection_weights
-from fusion.budget.curve import SHARES, as_text, curve, said
+from fusion.budget.curve import SHARES, as_text, curve, tile_text
 from fusion.budget.fit import ENOUGH, expected_error, fit, make_menu
 from fusion.budget.model import BudgetModel, measure_cells
-from fusion.budget.plan import Outlook, plan_share, predict_tile
+from fusion.budget.plan import GainPrediction, plan_share, predict_tile
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.base.blend import BaseBlend, BaseRecord
 from fusion.network.save import save_model
@@ -28,7 +28,7 @@ from imaging.refusal import Refusal
 from imaging.settings import load_settings
 from tests.cache.parts import experts, make_cache, write_images
 from tests.fusion.parts import random_record
-from tests.inference.test_budget import head_for, make_budget_cache
+from tests.inference.test_budget import budget_model_for, make_budget_cache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +103,7 @@ def test_blends_are_those_of_the_base(tmp_path: Path, groups: Any, pull: float) 
 
 @pytest.mark.parametrize("text", ["a=1", "a=1,b", "a=1,b=x", "a=1,b=0", "a=1,b=-2", "", "a=1,a=2", "a=1=2,b=1"])
 def test_costs_that_are_none_are_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [str(tmp_path), "--seconds", text, "--out", str(tmp_path / "head.json")]
+    words = [str(tmp_path), "--seconds", text, "--out", str(tmp_path / "budget.json")]
     assert run(budget_fit.main, words) == REFUSED
     assert "--seconds" in capsys.readouterr().err
 
@@ -114,31 +114,36 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_fit_says_what_it_was_made_of(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [cache, "--seconds", " dear = 3 , cheap=1", "--out", tmp_path / "head.json", "--json", "--check", cache]
+    words = [cache, "--seconds", " dear = 3 , cheap=1", "--out", tmp_path / "budget.json", "--json", "--check", cache]
     assert run(budget_fit.main, [str(word) for word in words]) == DONE
     printed = json.loads(capsys.readouterr().out)
-    head = load_settings(BudgetModel, tmp_path / "head.json")
-    assert head.seconds == {"dear": 3.0, "cheap": 1.0}
-    assert (head.cells, head.source, head.gains_of, head.measured_on) == (6 * 6, cache.name, "blend", "")
-    assert head.weights_sha256 == CacheReader(cache).recipe.weights(("cheap", "dear"))
-    assert printed["menu"] == [list(one) for one in head.menu]
+    budget_model = load_settings(BudgetModel, tmp_path / "budget.json")
+    assert budget_model.seconds == {"dear": 3.0, "cheap": 1.0}
+    assert (budget_model.cells, budget_model.source, budget_model.gains_of, budget_model.measured_on) == (
+        6 * 6,
+        cache.name,
+        "blend",
+        "",
+    )
+    assert budget_model.weights_sha256 == CacheReader(cache).recipe.weights(("cheap", "dear"))
+    assert printed["menu"] == [list(one) for one in budget_model.menu]
     assert list(printed["curves"]) == ["cache, one choice per image", "cache, tiles of 16 LR pixels"]
     again, record = fit(
-        cache, head.seconds, items=[entry.id for entry in CacheReader(cache).entries[:2]], measured_on="x"
+        cache, budget_model.seconds, items=[entry.id for entry in CacheReader(cache).entries[:2]], measured_on="x"
     )
     assert (again.cells, again.measured_on, record.items) == (2 * 6, "x", 2)
     given = random_record(("cheap", "dear"))
-    assert fit(cache, head.seconds, base=given)[1] is given
+    assert fit(cache, budget_model.seconds, base=given)[1] is given
 
 
 def test_what_is_learned_is_the_mean_gain(cache: Path) -> None:
     """Weights on all cells: the predicted gains and errors are those that the cells had, as far as ridge lets them."""
-    head, record = fit(cache, {"cheap": 1.0, "dear": 3.0})
+    budget_model, record = fit(cache, {"cheap": 1.0, "dear": 3.0})
     reader = CacheReader(cache, experts=record.experts, features=False)
-    cells = budget_fit.gather(reader, budget_fit.errors_of_blends(record, head.menu))
-    gains_XM, error_X = head.predict(cells.measures_XD, cells.energy_X)
+    cells = budget_fit.gather(reader, budget_fit.errors_of_blends(record, budget_model.menu))
+    gains_XM, error_X = budget_model.predict(cells.measures_XD, cells.energy_X)
     real_XM = cells.errors_XM[:, :1] - cells.errors_XM
-    for choice in range(1, len(head.menu)):
+    for choice in range(1, len(budget_model.menu)):
         found, real = (values @ cells.pixels_X for values in (gains_XM[:, choice], real_XM[:, choice]))
         assert found == pytest.approx(real, rel=0.1)
     assert error_X @ cells.pixels_X >= cells.errors_XM[:, -1] @ cells.pixels_X * 0.9
@@ -165,42 +170,42 @@ def y_psnr(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize("tile", [0, 16, 20])
 def test_the_curve_is_that_of_the_images_put_together(cache: Path, tile: int) -> None:
     """Plan, put the tiles' images together, measure: for every share what the curve says of it."""
-    head, record = fit(cache, {"cheap": 1.0, "dear": 3.0})
+    budget_model, record = fit(cache, {"cheap": 1.0, "dear": 3.0})
     reader, blend = CacheReader(cache, experts=record.experts, features=False), BaseBlend(record)
-    points = curve(head, lambda item: blends(blend, item, head.menu), reader, [tile])[tile]
+    points = curve(budget_model, lambda item: blends(blend, item, budget_model.menu), reader, [tile])[tile]
     assert [point["share"] for point in points] == list(SHARES)
     side = tile or 48
     corners = [(top, left) for top in range(0, 48, side) for left in range(0, 32, side)]
-    outlooks, choices, truths = {}, {}, {}
+    predictions, choices, truths = {}, {}, {}
     for item in reader:
         found = [
-            predict_tile(head, *measure_cells(item.lr_BCHW[..., top : top + side, left : left + side]))
+            predict_tile(budget_model, *measure_cells(item.lr_BCHW[..., top : top + side, left : left + side]))
             for top, left in corners
         ]
         gains, errors, pixels = zip(*found, strict=True)
         name = item.items[0]
-        outlooks[name] = Outlook(np.stack(gains), np.array(errors), np.array(pixels))
-        choices[name] = [one[0].numpy() for one in blends(blend, item, head.menu)]
+        predictions[name] = GainPrediction(np.stack(gains), np.array(errors), np.array(pixels))
+        choices[name] = [one[0].numpy() for one in blends(blend, item, budget_model.menu)]
         assert item.hr_BCHW is not None
         truths[name] = item.hr_BCHW[0].numpy()
     for point in points:
-        plan = plan_share(head, outlooks, point["share"])
+        plan = plan_share(budget_model, predictions, point["share"])
         scores, seconds = [], 0.0
         for name, images in choices.items():
             made = np.empty_like(images[0])
-            for chosen, (top, left), pixels in zip(plan[name], corners, outlooks[name].pixels_N, strict=True):
+            for chosen, (top, left), pixels in zip(plan[name], corners, predictions[name].pixels_N, strict=True):
                 here = (..., slice(4 * top, 4 * (top + side)), slice(4 * left, 4 * (left + side)))
                 made[here] = images[chosen][here]
-                seconds += head.costs[chosen] * pixels
+                seconds += budget_model.costs[chosen] * pixels
             scores.append(y_psnr(made, truths[name]))
         assert point["psnr"] == pytest.approx(np.mean(scores), abs=2e-3)
         assert point["spent"] == pytest.approx(seconds / (4 * 48 * 32 * 6))
 
 
 def test_the_record_of_a_curve_can_be_read() -> None:
-    head = head_for("a", "b")
+    budget_model = budget_model_for("a", "b")
     rows = [{"share": 0.5, "spent": 0.456, "psnr": 30.1234}, {"share": 1.0, "spent": 1.0, "psnr": 30.2}]
-    text = as_text(head, {"set, whole": rows}, ["a cache", "--json"])
+    text = as_text(budget_model, {"set, whole": rows}, ["a cache", "--json"])
     lines = text.splitlines()
     assert lines[0] == "# Budgeted inference"
     assert "    python -m fusion fit-budget 'a cache' --json" in lines
@@ -213,7 +218,7 @@ def test_the_record_of_a_curve_can_be_read() -> None:
         "| 50% | 45.6% | 30.123 | -0.077 |",
         "| 100% | 100.0% | 30.200 | +0.000 |",
     ]
-    assert [said(0), said(16)] == ["one choice per image", "tiles of 16 LR pixels"]
+    assert [tile_text(0), tile_text(16)] == ["one choice per image", "tiles of 16 LR pixels"]
 
 
 def fused_model(reader: CacheReader) -> FusionSR:
@@ -245,24 +250,32 @@ def taps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cache(tmp_path_factory.mktemp("taps"), [(32, 40), (36, 40), (32, 32)])
 
 
-def test_the_head_of_a_model_is_learned_from_its_own_images(taps: Path, tmp_path: Path) -> None:
+def test_the_budget_of_a_model_is_learned_from_its_own_images(taps: Path, tmp_path: Path) -> None:
     """From the file, with its features: the errors are those of the images that the model gives."""
     reader, seconds = CacheReader(taps), {"e0": 1.0, "e1": 2.0}
     model = fused_model(reader)
     save_model(model, tmp_path / "model.safetensors")
-    words = [taps, "--seconds", "e0=1,e1=2", "--model", tmp_path / "model.safetensors", "--out", tmp_path / "head.json"]
+    words = [
+        taps,
+        "--seconds",
+        "e0=1,e1=2",
+        "--model",
+        tmp_path / "model.safetensors",
+        "--out",
+        tmp_path / "budget.json",
+    ]
     assert run(budget_fit.main, [str(word) for word in words]) == DONE
-    head = load_settings(BudgetModel, tmp_path / "head.json")
-    assert head.gains_of == "fusion"
-    assert head.menu == make_menu(model.base.record, seconds)
-    cells = gather(reader, errors_of_fusion(model, head.menu))
-    assert head.error == pytest.approx(budget_fit._ridge(cells, cells.errors_XM[:, -1]), rel=1e-3, abs=1e-4)
-    for choice, found in enumerate(head.gains, 1):
+    budget_model = load_settings(BudgetModel, tmp_path / "budget.json")
+    assert budget_model.gains_of == "fusion"
+    assert budget_model.menu == make_menu(model.base.record, seconds)
+    cells = gather(reader, errors_of_fusion(model, budget_model.menu))
+    assert budget_model.error == pytest.approx(budget_fit._ridge(cells, cells.errors_XM[:, -1]), rel=1e-3, abs=1e-4)
+    for choice, found in enumerate(budget_model.gains, 1):
         gains_X = cells.errors_XM[:, 0] - cells.errors_XM[:, choice]
         assert found == pytest.approx(budget_fit._ridge(cells, gains_X), rel=1e-3, abs=1e-4)
     item = next(iter(reader))
-    images = budget_fit._images_of(head, model.base.record, model)(item)
-    assert all(torch.equal(*pair) for pair in zip(images, fused_images(model, item, head.menu), strict=True))
+    images = budget_fit._images_of(budget_model, model.base.record, model)(item)
+    assert all(torch.equal(*pair) for pair in zip(images, fused_images(model, item, budget_model.menu), strict=True))
 
 
 def test_a_fusion_is_dearer_to_learn_from_than_a_blend(taps: Path, monkeypatch: pytest.MonkeyPatch) -> None:

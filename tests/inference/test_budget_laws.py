@@ -16,7 +16,7 @@ from scipy.ndimage import correlate, uniform_filter
 
 from fusion.budget.cells import cell_sums
 from fusion.budget.model import MEASURES, BudgetModel, choose, measure_cells
-from fusion.budget.plan import Outlook, as_plan, look_ahead, plan_loss, plan_share, predict_tile
+from fusion.budget.plan import GainPrediction, as_plan, plan_loss, plan_share, predict_gains, predict_tile
 from fusion.inference.source import read_source
 from fusion.inference.upscale import Grid
 from imaging.metrics import luma
@@ -24,7 +24,7 @@ from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 from tests.experts.parts import image
 from tests.inference.parts import photo
-from tests.inference.test_budget import head_for, menu_of
+from tests.inference.test_budget import budget_model_for, menu_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,18 +134,18 @@ def test_what_costs_nothing_is_taken_at_once() -> None:
     assert chosen_N.tolist() == [1, 0]
 
 
-def test_a_head_predicts_what_its_weights_say() -> None:
+def test_a_budget_model_predicts_what_its_weights_say() -> None:
     rng = np.random.default_rng(0)
     gains = rng.normal(size=(2, len(MEASURES)))
-    head = head_for("a", "b", "c", gains=gains.tolist(), error=[0.0] * (len(MEASURES) - 1) + [1.0])
+    budget_model = budget_model_for("a", "b", "c", gains=gains.tolist(), error=[0.0] * (len(MEASURES) - 1) + [1.0])
     measures_XD, energy_X = rng.normal(size=(50, len(MEASURES))), rng.uniform(0.1, 2, 50)
-    gains_XM, error_X = head.predict(measures_XD, energy_X)
+    gains_XM, error_X = budget_model.predict(measures_XD, energy_X)
     assert (gains_XM[:, 0] == 0).all()
     for x in range(50):
         np.testing.assert_allclose(gains_XM[x, 1:], [energy_X[x] * (row @ measures_XD[x]) for row in gains])
         assert error_X[x] == pytest.approx(energy_X[x] * max(measures_XD[x, -1], 0.02)), "never less than 2 % of it"
-    assert head.costs == [1, 3, 7]
-    assert head.experts == ("a", "b", "c")
+    assert budget_model.costs == [1, 3, 7]
+    assert budget_model.experts == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_a_head_predicts_what_its_weights_say() -> None:
         ({"error": [0.0] * 9}, "a row of 10"),
     ],
 )
-def test_what_is_wrong_with_a_head_is_said(change: dict[str, Any], says: str) -> None:
-    fields = head_for("a", "b").model_dump(mode="json")
+def test_what_is_wrong_with_a_budget_model_is_said(change: dict[str, Any], says: str) -> None:
+    fields = budget_model_for("a", "b").model_dump(mode="json")
     assert parse_settings(BudgetModel, fields, where="test").cell == 16
     with pytest.raises(Refusal, match=says):
         parse_settings(BudgetModel, fields | change, where="test")
@@ -170,45 +170,47 @@ def test_what_is_wrong_with_a_head_is_said(change: dict[str, Any], says: str) ->
 def test_experts_of_one_cost_make_a_menu() -> None:
     """Rising includes staying: rounding must not forbid what costs the same."""
     seconds = {"a": 0.1 + 0.2, "b": 0.3}
-    head = head_for("a", "b", menu=[["a"], ["b"], ["a", "b"]], seconds=seconds, gains=[[0.0] * len(MEASURES)] * 2)
-    assert head.menu[1] == ("b",)
+    budget_model = budget_model_for(
+        "a", "b", menu=[["a"], ["b"], ["a", "b"]], seconds=seconds, gains=[[0.0] * len(MEASURES)] * 2
+    )
+    assert budget_model.menu[1] == ("b",)
 
 
-def outlook_of(rng: np.random.Generator, tiles: int, choices: int) -> Outlook:
+def prediction_of(rng: np.random.Generator, tiles: int, choices: int) -> GainPrediction:
     gains_NM = np.concatenate([np.zeros((tiles, 1)), rng.uniform(0, 1, (tiles, choices - 1))], 1)
-    return Outlook(gains_NM, rng.uniform(0.5, 2, tiles), rng.uniform(10, 20, tiles))
+    return GainPrediction(gains_NM, rng.uniform(0.5, 2, tiles), rng.uniform(10, 20, tiles))
 
 
-def test_an_outlook_adds_up_its_tiles() -> None:
+def test_a_prediction_adds_up_its_tiles() -> None:
     rng = np.random.default_rng(0)
-    outlook, chosen_N = outlook_of(rng, 5, 3), np.array([0, 2, 1, 1, 2])
+    prediction, chosen_N = prediction_of(rng, 5, 3), np.array([0, 2, 1, 1, 2])
     tiles = range(5)
-    gain = sum(outlook.gains_NM[n, chosen_N[n]] * outlook.pixels_N[n] for n in tiles)
-    assert outlook.gain(chosen_N) == pytest.approx(gain)
-    error = sum(outlook.error_N[n] * outlook.pixels_N[n] for n in tiles)
-    all_of_it = sum(outlook.gains_NM[n, 2] * outlook.pixels_N[n] for n in tiles)
-    assert outlook.loss_db(gain) == pytest.approx(10 * math.log10((error + all_of_it - gain) / error))
-    assert outlook.loss_db(all_of_it) == pytest.approx(0)
-    assert outlook.loss_db(all_of_it + error) < -100, "a plan predicted to leave nothing is finite"
-    assert np.isfinite(outlook.loss_db(1e9))
+    gain = sum(prediction.gains_NM[n, chosen_N[n]] * prediction.pixels_N[n] for n in tiles)
+    assert prediction.gain(chosen_N) == pytest.approx(gain)
+    error = sum(prediction.error_N[n] * prediction.pixels_N[n] for n in tiles)
+    all_of_it = sum(prediction.gains_NM[n, 2] * prediction.pixels_N[n] for n in tiles)
+    assert prediction.loss_db(gain) == pytest.approx(10 * math.log10((error + all_of_it - gain) / error))
+    assert prediction.loss_db(all_of_it) == pytest.approx(0)
+    assert prediction.loss_db(all_of_it + error) < -100, "a plan predicted to leave nothing is finite"
+    assert np.isfinite(prediction.loss_db(1e9))
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1.5))
 def test_a_shared_plan_is_one_plan_of_all_tiles_by_share_of_error(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
-    head = head_for("a", "b", "c")
-    outlooks = {name: outlook_of(rng, int(rng.integers(1, 6)), 3) for name in "xyz"}
-    plans = plan_share(head, outlooks, share)
+    budget_model = budget_model_for("a", "b", "c")
+    predictions = {name: prediction_of(rng, int(rng.integers(1, 6)), 3) for name in "xyz"}
+    plans = plan_share(budget_model, predictions, share)
     assert list(plans) == ["x", "y", "z"]
-    assert [len(plan) for plan in plans.values()] == [len(one.pixels_N) for one in outlooks.values()]
+    assert [len(plan) for plan in plans.values()] == [len(one.pixels_N) for one in predictions.values()]
     together = np.concatenate(list(plans.values()))
     if share >= 1:
         assert (together == 2).all()
         return
-    gains_NM = np.concatenate([one.gains_NM / (one.error_N @ one.pixels_N) for one in outlooks.values()])
-    pixels_N = np.concatenate([one.pixels_N for one in outlooks.values()])
-    expected, _ = choose(gains_NM, pixels_N, head.costs, share * 7 * pixels_N.sum())
+    gains_NM = np.concatenate([one.gains_NM / (one.error_N @ one.pixels_N) for one in predictions.values()])
+    pixels_N = np.concatenate([one.pixels_N for one in predictions.values()])
+    expected, _ = choose(gains_NM, pixels_N, budget_model.costs, share * 7 * pixels_N.sum())
     assert together.tolist() == expected.tolist()
 
 
@@ -216,28 +218,28 @@ def test_a_shared_plan_is_one_plan_of_all_tiles_by_share_of_error(seed: int, sha
 @given(seed=st.integers(0, 10_000), max_loss=st.floats(0, 2))
 def test_a_bound_on_loss_buys_no_more_than_it_needs(seed: int, max_loss: float) -> None:
     rng = np.random.default_rng(seed)
-    head, outlook = head_for("a", "b", "c"), outlook_of(rng, 4, 3)
-    costs_M, full = np.array(head.costs), 7 * outlook.pixels_N.sum()
-    chosen_N = plan_loss(head, outlook, max_loss)
-    assert outlook.loss_db(outlook.gain(chosen_N)) <= max_loss + 1e-9
-    _, points = choose(outlook.gains_NM, outlook.pixels_N, head.costs, full)
-    enough = [seconds for seconds, gain in points if outlook.loss_db(gain) <= max_loss]
-    assert float(costs_M[chosen_N] @ outlook.pixels_N) == pytest.approx(min(enough, default=points[-1][0]))
+    budget_model, prediction = budget_model_for("a", "b", "c"), prediction_of(rng, 4, 3)
+    costs_M, full = np.array(budget_model.costs), 7 * prediction.pixels_N.sum()
+    chosen_N = plan_loss(budget_model, prediction, max_loss)
+    assert prediction.loss_db(prediction.gain(chosen_N)) <= max_loss + 1e-9
+    _, points = choose(prediction.gains_NM, prediction.pixels_N, budget_model.costs, full)
+    enough = [seconds for seconds, gain in points if prediction.loss_db(gain) <= max_loss]
+    assert float(costs_M[chosen_N] @ prediction.pixels_N) == pytest.approx(min(enough, default=points[-1][0]))
 
 
 def test_a_loss_that_no_plan_keeps_buys_the_best_there_is() -> None:
-    head, outlook = head_for("a", "b", "c"), outlook_of(np.random.default_rng(0), 4, 3)
-    assert plan_loss(head, outlook, -50.0).tolist() == outlook.gains_NM.argmax(1).tolist()
+    budget_model, prediction = budget_model_for("a", "b", "c"), prediction_of(np.random.default_rng(0), 4, 3)
+    assert plan_loss(budget_model, prediction, -50.0).tolist() == prediction.gains_NM.argmax(1).tolist()
 
 
 def test_a_tile_is_the_mean_of_its_cells_by_their_pixels() -> None:
-    head = head_for("a", "b")
+    budget_model = budget_model_for("a", "b")
     measures, energy, pixels = measure_cells(image(20, 40))
-    gains_M, error, count = predict_tile(head, measures, energy, pixels)
+    gains_M, error, count = predict_tile(budget_model, measures, energy, pixels)
     assert count == 800
     expected_gain = expected_error_of_all = 0.0
     for p, q in np.ndindex(energy.shape):
-        (gains,), (left,) = head.predict(measures[p, q][None], energy[p, q][None])
+        (gains,), (left,) = budget_model.predict(measures[p, q][None], energy[p, q][None])
         expected_gain += gains[1] * pixels[p, q] / 800
         expected_error_of_all += left * pixels[p, q] / 800
     assert gains_M == pytest.approx([0, expected_gain])
@@ -251,31 +253,31 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_each_tile_is_looked_at_where_it_counts(picture: Path) -> None:
-    head, source = head_for("a", "b", cell=8), read_source(picture)
+    budget_model, source = budget_model_for("a", "b", cell=8), read_source(picture)
     grid = Grid.of(60, 130, 40, 4, 1)
     assert len(grid.rows) > 1 and len(grid.columns) > 2
-    outlook = look_ahead(head, source, grid)
+    prediction = predict_gains(budget_model, source, grid)
     levels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None] / 255
     for number, (row, column) in enumerate(itertools.product(grid.rows, grid.columns)):
         part = levels[..., row.low : row.high, column.low : column.high]
-        gains_M, error, count = predict_tile(head, *measure_cells(part, 8))
-        assert outlook.gains_NM[number] == pytest.approx(gains_M)
-        assert (outlook.error_N[number], outlook.pixels_N[number]) == (pytest.approx(error), count)
+        gains_M, error, count = predict_tile(budget_model, *measure_cells(part, 8))
+        assert prediction.gains_NM[number] == pytest.approx(gains_M)
+        assert (prediction.error_N[number], prediction.pixels_N[number]) == (pytest.approx(error), count)
 
 
 def test_a_plan_says_what_it_costs_and_who_runs_where() -> None:
-    head, grid = head_for("a", "b", "c"), Grid.of(60, 130, 40, 4, 1)
+    budget_model, grid = budget_model_for("a", "b", "c"), Grid.of(60, 130, 40, 4, 1)
     tiles = len(grid)
-    outlook = outlook_of(np.random.default_rng(1), tiles, 3)
+    prediction = prediction_of(np.random.default_rng(1), tiles, 3)
     chosen_N = np.arange(tiles) % 3
-    plan = as_plan(head, outlook, grid, chosen_N)
-    said_of_it = plan.document(head)
-    seconds = sum(head.costs[chosen_N[n]] * outlook.pixels_N[n] for n in range(tiles))
-    full = sum(7 * outlook.pixels_N[n] for n in range(tiles))
+    plan = as_plan(budget_model, prediction, grid, chosen_N)
+    said_of_it = plan.document(budget_model)
+    seconds = sum(budget_model.costs[chosen_N[n]] * prediction.pixels_N[n] for n in range(tiles))
+    full = sum(7 * prediction.pixels_N[n] for n in range(tiles))
     assert said_of_it["seconds"] == pytest.approx(seconds)
     assert said_of_it["full_seconds"] == pytest.approx(full)
     assert said_of_it["spent"] == pytest.approx(seconds / full)
-    assert said_of_it["predicted_loss_db"] == pytest.approx(outlook.loss_db(outlook.gain(chosen_N)))
+    assert said_of_it["predicted_loss_db"] == pytest.approx(prediction.loss_db(prediction.gain(chosen_N)))
     counts = (chosen_N + 1).reshape(len(grid.rows), len(grid.columns))
     assert said_of_it["experts_per_tile"] == counts.tolist()
     expected = {name: float((counts > index).mean()) for index, name in enumerate("abc")}

@@ -1,4 +1,4 @@
-"""A budget at work: where its head is found, and the layers of a tile by the experts that were bought."""
+"""A budget at work: where its budget_model is found, and the layers of a tile by the experts that were bought."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion.budget.model import MEASURES
-from fusion.budget.run import BUDGET_FILE, BudgetRunner, find_budget_model
-from fusion.inference.ensemble import EIGHTFOLD, PLAIN, Fused, Place, answer_tile, layer_names, plain_mean
+from fusion.budget.model import BUDGET_FILE, MEASURES
+from fusion.budget.run import BudgetRunner, find_budget_model
+from fusion.inference.ensemble import EIGHTFOLD, PLAIN, Fused, Place, layer_names, plain_mean, run_tile
 from fusion.inference.jobs import make_jobs, measure_jobs
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.upscale import Grid
 from imaging.refusal import Refusal
 from tests.experts.parts import image
 from tests.inference.parts import enlarge, ensemble_of, photo
-from tests.inference.test_budget import head_for
+from tests.inference.test_budget import budget_model_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,11 +33,11 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "in.png"
 
 
-def test_the_head_lies_beside_the_model(tmp_path: Path) -> None:
+def test_the_budget_model_lies_beside_the_model(tmp_path: Path) -> None:
     (tmp_path / "shipped").mkdir()
     (tmp_path / "own").mkdir()
     for folder in ("shipped", "own"):
-        with pytest.raises(Refusal, match="no budget head beside it"):
+        with pytest.raises(Refusal, match="no budget model beside it"):
             find_budget_model(DEFAULT if folder == "shipped" else str(tmp_path / folder), tmp_path / "shipped")
         (tmp_path / folder / BUDGET_FILE).touch()
     assert BUDGET_FILE == "budget.json"
@@ -72,30 +72,30 @@ def test_layers_of_a_bought_tile(names: tuple[str, ...], turns: tuple[int, ...],
     ensemble = coloured()
     menu = [("cheap",), ("dear",), ("cheap", "fair"), ("dear", "cheap", "fair")]
     seconds = {"cheap": 1.0, "dear": 1.5, "fair": 2.0}
-    head = head_for("x", "y", menu=menu, seconds=seconds, gains=[[0.0] * len(MEASURES)] * 3)
-    runner = BudgetRunner(head, budget=0.5, max_loss=None)
+    budget_model = budget_model_for("x", "y", menu=menu, seconds=seconds, gains=[[0.0] * len(MEASURES)] * 3)
+    runner = BudgetRunner(budget_model, budget=0.5, max_loss=None)
     grid = Grid.of(60, 130, 0, 4, 1)
     sized, _ = measure_jobs(make_jobs(picture, picture.parent / "out"))
     runner.plan(sized, lambda _source: grid)
     runner._plans["in"].chosen_PQ[0, 0] = menu.index(names)
     place, lr_BCHW = Place("in", 0, 0, 60, 130), image(10, 14)
-    plain = runner.answer(ensemble, lr_BCHW, place, turns=turns)
-    torch.testing.assert_close(plain, answer_tile(ensemble, lr_BCHW, place, turns=turns, names=names))
-    found = runner.answer(ensemble, lr_BCHW, place, turns=turns, maps=True)
+    plain = runner.run_tile(ensemble, lr_BCHW, place, turns=turns)
+    torch.testing.assert_close(plain, run_tile(ensemble, lr_BCHW, place, turns=turns, names=names))
+    found = runner.run_tile(ensemble, lr_BCHW, place, turns=turns, maps=True)
     layers = dict(zip(["r", "g", "b", *runner.layer_names(ensemble)], found, strict=True))
     torch.testing.assert_close(found[:3], plain)
-    alone = answer_tile(ensemble, lr_BCHW, place, turns=turns, names=["cheap"])
+    alone = run_tile(ensemble, lr_BCHW, place, turns=turns, names=["cheap"])
     torch.testing.assert_close(torch.stack([layers[f"cheap/{colour}"] for colour in "rgb"]), alone)
     for name in ensemble.names:
         expected = torch.full((40, 56), GATES[name] if name in names else 0.0)
         torch.testing.assert_close(layers[f"gate/{name}"], expected)
-    maps = answer_tile(ensemble, lr_BCHW, place, turns=turns, names=names, maps=True)
+    maps = run_tile(ensemble, lr_BCHW, place, turns=turns, names=names, maps=True)
     torch.testing.assert_close(layers["difficulty"], maps[-1])
 
 
 def test_layers_have_the_names_they_have_without_a_budget() -> None:
     ensemble = coloured()
-    runner = BudgetRunner(head_for("cheap", "dear"), 0.5, None)
+    runner = BudgetRunner(budget_model_for("cheap", "dear"), 0.5, None)
     names = runner.layer_names(ensemble)
     assert names == ["cheap/r", "cheap/g", "cheap/b", "gate/dear", "gate/cheap", "gate/fair", "difficulty"]
     assert set(names) < set(layer_names(ensemble))
@@ -103,7 +103,7 @@ def test_layers_have_the_names_they_have_without_a_budget() -> None:
 
 
 def test_an_image_that_was_not_planned_is_refused() -> None:
-    runner = BudgetRunner(head_for("cheap", "dear"), 0.5, None)
+    runner = BudgetRunner(budget_model_for("cheap", "dear"), 0.5, None)
     runner.plan([], lambda _source: pytest.fail("there is no image"))
     with pytest.raises(Refusal, match="could not be read when the run was planned"):
         runner.document("x")
