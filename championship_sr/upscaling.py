@@ -164,7 +164,7 @@ def _of_array(array: np.ndarray, enlarge: partial[Tensor]) -> np.ndarray:
     if array.ndim not in (2, 3):
         raise ValueError(f"expected (H, W) or (H, W, C), got {array.shape}")
     planes_HWC = array[..., None] if array.ndim == 2 else array
-    if array.dtype in (np.uint8, np.uint16):
+    if array.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
         quantize = quantize_u8 if array.dtype == np.uint8 else quantize_u16
         large_CHW = quantize(enlarge(_unit_range(planes_HWC).permute(2, 0, 1)))
     elif np.issubdtype(array.dtype, np.floating):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import h5py
 import numpy as np
@@ -35,6 +35,14 @@ class ItemLayout:
     path: Path
     header: Header
     datasets: dict[str, DatasetLayout]
+
+
+class _StoredChunk(Protocol):
+    """What HDF5 says of a chunk (h5py's StoreInfo, which has no types)."""
+
+    chunk_offset: tuple[int, ...]
+    byte_offset: int
+    size: int
 
 
 def open_layout(path: Path) -> ItemLayout:
@@ -90,7 +98,7 @@ def _dataset(path: Path, file: h5py.File, spec: DatasetSpec, file_size: int) -> 
     # -1 until the chunk is found: HDF5 does not list chunks that were never written and would read them as zeros.
     offset, size = np.full(crc.shape, -1, np.int64), np.zeros(crc.shape, np.int64)
 
-    def note(chunk: h5py.h5d.StoreInfo) -> None:
+    def note(chunk: _StoredChunk) -> None:
         tile = chunk.chunk_offset[spec.y] // spec.chunk[spec.y], chunk.chunk_offset[spec.x] // spec.chunk[spec.x]
         offset[tile], size[tile] = chunk.byte_offset, chunk.size
 

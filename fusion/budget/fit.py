@@ -30,7 +30,7 @@ from fusion.budget.curve import as_text, curve, tile_text
 from fusion.budget.model import BUDGET_FILE, BudgetModel
 from fusion.network.base.blend import BaseBlend
 from fusion.network.base.fit import BaseFit
-from fusion.network.save import load_model
+from fusion.network.network import load_model
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest

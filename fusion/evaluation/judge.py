@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from cache_tools.read.reader import CacheReader
-from fusion.network.save import load_model
+from fusion.network.network import load_model
 from fusion.training.judge.gate import GateDecision, paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
 from imaging.command import DONE, print_json

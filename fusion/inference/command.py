@@ -12,9 +12,9 @@ from fusion.budget.run import BudgetRunner
 from fusion.inference import forecast
 from fusion.inference.ensemble import EIGHTFOLD, Ensemble, Place, run_tile
 from fusion.inference.input_check import warn_about
-from fusion.inference.jobs import ImageJob, Sized, check_target, make_jobs, measure_jobs
+from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, make_jobs, measure_jobs
 from fusion.inference.memory import TileCost, auto_tile, measure
-from fusion.inference.pipeline import Pipeline, RunResult
+from fusion.inference.pipeline import Pipeline
 from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery
 from fusion.inference.report.provenance import make_manifest, verify

@@ -1,9 +1,9 @@
-"""`-i IN -o OUT` -> which file becomes which; names kept, nothing overwritten that is an input."""
+"""`-i IN -o OUT` -> which file becomes which; names kept, nothing overwritten that is an input; what came of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from imaging.files import SUFFIXES, image_size, list_images
 from imaging.refusal import Refusal
@@ -30,6 +30,33 @@ class Sized:
     job: ImageJob
     height: int
     width: int
+
+
+@dataclass
+class RunResult:
+    """The outcome of a run: files written and skipped, images that failed and why, events on the way."""
+
+    written: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: dict[Path, Refusal] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    megapixels: float = 0.0  # of output
+    plans: dict[str, Any] = field(default_factory=dict)
+    guards: dict[str, dict[str, float]] = field(default_factory=dict)  # of refined images
+
+    def document(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "written": [str(path) for path in self.written],
+            "skipped": [str(path) for path in self.skipped],
+            "failed": {str(path): f"{one.what}; {one.cure}" for path, one in self.failed.items()},
+            "events": self.events,
+            "seconds": round(self.seconds, 3),
+            "output_megapixels": round(self.megapixels, 6),
+            **({"plans": self.plans} if self.plans else {}),
+            **({"refined": self.guards} if self.guards else {}),
+        }
 
 
 def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> list[ImageJob]:

@@ -16,7 +16,9 @@ from imaging.refusal import Refusal
 if TYPE_CHECKING:
     import argparse
 
-_DEPTHS = {AUTO: None, "8": 8, "16": 16}
+    from imaging.files import Depth
+
+_DEPTHS: dict[str, Depth | None] = {AUTO: None, "8": 8, "16": 16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,15 +6,16 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
 from fusion.inference.ensemble import EIGHTFOLD, PLAIN, run_tile
 from fusion.inference.image_writer import DiskFull, ImageWriter
+from fusion.inference.jobs import RunResult
 from fusion.inference.oom_retry import OutOfMemoryRetry
 from fusion.inference.refining import Refining, with_refiner
 from fusion.inference.report.provenance import KEY, is_current, make_manifest, write_record
@@ -37,33 +38,6 @@ if TYPE_CHECKING:
     from fusion.refinement.open import Refiner
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class RunResult:
-    """The outcome of a run: files written and skipped, images that failed and why, events on the way."""
-
-    written: list[Path] = field(default_factory=list)
-    skipped: list[Path] = field(default_factory=list)
-    failed: dict[Path, Refusal] = field(default_factory=dict)
-    events: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    megapixels: float = 0.0  # of output
-    plans: dict[str, Any] = field(default_factory=dict)
-    guards: dict[str, dict[str, float]] = field(default_factory=dict)  # of refined images
-
-    def document(self) -> dict[str, Any]:
-        """For --json."""
-        return {
-            "written": [str(path) for path in self.written],
-            "skipped": [str(path) for path in self.skipped],
-            "failed": {str(path): f"{one.what}; {one.cure}" for path, one in self.failed.items()},
-            "events": self.events,
-            "seconds": round(self.seconds, 3),
-            "output_megapixels": round(self.megapixels, 6),
-            **({"plans": self.plans} if self.plans else {}),
-            **({"refined": self.guards} if self.guards else {}),
-        }
 
 
 @dataclass
@@ -134,7 +108,7 @@ class Pipeline:
             log.info("%s: exists, but was not made by these weights and options; made again", job.output)
         return current
 
-    def _make_all(self, sized: Sequence[Sized], reader: ThreadPoolExecutor, bar: tqdm) -> None:
+    def _make_all(self, sized: Sequence[Sized], reader: ThreadPoolExecutor, bar: tqdm[NoReturn]) -> None:
         previous: _Open | None = None
         try:
             for number, (one, reading) in enumerate(_read_ahead(sized, reader), 1):
@@ -182,7 +156,7 @@ class Pipeline:
             writer.abandon()
             raise
         seconds = time.perf_counter() - began
-        seen = {
+        seen: dict[str, Any] = {
             "tile": tile,
             "tiles": len(grid),
             "seconds": round(seconds, 3),
@@ -228,7 +202,7 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}<{rema
 class _Progress:
     """One image's share of the bar: images, tiles, output megapixels per second, and how long it will take."""
 
-    def __init__(self, bar: tqdm, which: str, one: Sized) -> None:
+    def __init__(self, bar: tqdm[NoReturn], which: str, one: Sized) -> None:
         self._bar, self._which = bar, which
         self.megapixels = one.height * one.width * SCALE**2 / 1e6
         self.tiles, self._done = 1, 0

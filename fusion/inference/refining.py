@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion.inference.ensemble import Ensemble
-    from fusion.inference.jobs import Sized
-    from fusion.inference.pipeline import RunResult
+    from fusion.inference.jobs import RunResult, Sized
     from fusion.inference.source import Source
     from fusion.inference.upscale import ImageCollector
     from fusion.refinement.open import Refiner

@@ -12,8 +12,8 @@ What other rooms need of it, in `__all__`:
 from fusion.network.base.blend import BaseBlend, BaseRecord
 from fusion.network.base.fit import BaseFit, fit_base
 from fusion.network.interface import FusionOutput, TrainingRecord
-from fusion.network.network import FusionSR
-from fusion.network.save import load_model, read_header, save_model
+from fusion.network.network import FusionSR, load_model
+from fusion.network.save import read_header, save_model
 from fusion.network.settings import ExpertSlot, FusionSettings, every_phase
 
 __all__ = [

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from fusion.network.save import FILE_NAME, load_model, save_model
+from fusion.network.save import FILE_NAME, load_as, save_model
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class HubModel(
         """A folder, a .safetensors file or a Hub id (`owner/name`; the mixin's options) -> the model in eval mode."""
         path = Path(pretrained_model_name_or_path)
         if path.is_dir() or path.suffix == ".safetensors":
-            return load_model(path)  # type: ignore[return-value]
+            return load_as(cls, path)  # type: ignore[return-value]
         # The mixin would ask for a config.json first: there is none.
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
@@ -54,4 +54,4 @@ class HubModel(
             raise Refusal(
                 f"cannot be had from the Hub ({type(error).__name__})", where=model_id, cure="check the id or the path"
             ) from None
-        return load_model(Path(file))  # type: ignore[return-value]
+        return load_as(cls, Path(file))  # type: ignore[return-value]

@@ -24,12 +24,14 @@ from fusion.network.hub import HubModel
 from fusion.network.interface import FusionOutput, TrainingRecord, check_inputs
 from fusion.network.parts import weigh, zero_mean_per_pixel
 from fusion.network.refine import Refinement
+from fusion.network.save import load_as
 from fusion.network.settings import FusionSettings
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from fusion.network.evidence import Collaboration
 
@@ -181,3 +183,8 @@ def _for_experts(base: BaseRecord, settings: FusionSettings) -> BaseRecord:
             cure="fit the base on a cache of the model's experts",
         )
     return base
+
+
+def load_model(path: Path) -> FusionSR:
+    """A file, or a folder with `model.safetensors` -> the model in eval mode. An invalid file is refused."""
+    return load_as(FusionSR, path)

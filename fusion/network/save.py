@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +18,13 @@ from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
+    from typing_extensions import Self
 
-    from fusion.network.network import FusionSR
+    from fusion.network.base.blend import BaseBlend
 
 FILE_NAME = "model.safetensors"
 FORMAT = "championship-sr-fusion"
@@ -31,7 +33,30 @@ _EXTRA = "_extra_state"  # the base's bytes in a state dict; in the file the hea
 _ENTRIES = ("config", "experts", "base", "base_weights", "training", "tensors_sha256")
 
 
-def save_model(model: FusionSR, path: Path) -> None:
+class SavedModel(Protocol):
+    """What of a fusion network its file holds. The network imports this file, so it cannot be named here."""
+
+    settings: FusionSettings
+    base: BaseBlend
+    record: TrainingRecord
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name, the base's bytes among them."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
+        """Take them over."""
+        ...
+
+    def eval(self) -> Self:
+        """Itself, no more in training."""
+        ...
+
+
+Model = TypeVar("Model", bound=SavedModel)
+
+
+def save_model(model: SavedModel, path: Path) -> None:
     """Write the file whole or not at all. Weights that are not finite are refused."""
     tensors = {
         name: tensor.detach().cpu().contiguous()
@@ -55,16 +80,14 @@ def save_model(model: FusionSR, path: Path) -> None:
         save_file(tensors, temporary, metadata=metadata)
 
 
-def load_model(path: Path) -> FusionSR:
-    """A file, or a folder with `model.safetensors` -> the model in eval mode. An invalid file is refused."""
-    from fusion.network.network import FusionSR  # the model knows how to load itself: a circle if imported above
-
+def load_as(build: Callable[[FusionSettings, BaseRecord, TrainingRecord], Model], path: Path) -> Model:
+    """A file, or a folder with `model.safetensors` -> the built model in eval mode. An invalid file is refused."""
     path = path / FILE_NAME if path.is_dir() else path
     header, tensors = _read(path)
     settings = parse_settings(FusionSettings, {**header["config"], "experts": header["experts"]}, where=str(path))
     base = parse_settings(BaseRecord, header["base"], where=str(path))
     record = parse_settings(TrainingRecord, header["training"], where=str(path))
-    model = FusionSR(settings, base, record)
+    model = build(settings, base, record)
     _check_tensors(path, tensors, model.state_dict())
     if header["tensors_sha256"] != fingerprint(tensors):
         raise Refusal("its weights are not those that were saved", where=path, cure="copy or train it again")

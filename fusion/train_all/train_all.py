@@ -25,7 +25,7 @@ from fusion.training.settings import TrainSettings
 from imaging.atomic import write_text
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.device import best_device
-from imaging.paths import CONFIGS
+from imaging.paths import CONFIGS as CONFIGS_FOLDER
 from imaging.refusal import Refusal
 from imaging.settings import Settings, load_settings, parse_settings
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fusion.train_all.subprocess_pool import Ended
 
 log = logging.getLogger(__name__)
-CONFIGS = tuple(CONFIGS / f"expert_{name}.yaml" for name in ("edsr_s", "msg", "freqnet", "ssm"))
+CONFIGS = tuple(CONFIGS_FOLDER / f"expert_{name}.yaml" for name in ("edsr_s", "msg", "freqnet", "ssm"))
 # A GPU needs larger patches to be busy, and crops cut by other processes to be kept so.
 ON_GPU = ("data.patch=64", "data.workers=3")
 FUSION_NAME = "fusion"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fusion.network import FusionSR
-from fusion.network.save import load_model, save_model
+from fusion.network.network import load_model
+from fusion.network.save import save_model
 from fusion.training.tasks.initial_statistics import fit_moments
 from imaging.refusal import Refusal
 from tests.fusion.parts import small_settings

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fusion.network import FusionSR, TrainingRecord
-from fusion.network.save import FILE_NAME, load_model, read_header, save_model
+from fusion.network.network import load_model
+from fusion.network.save import FILE_NAME, read_header, save_model
 from imaging.refusal import Refusal
 from tests.fusion.parts import SLOTS, batch_for, random_record, small_model, stir
 

@@ -13,9 +13,9 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from fusion.inference.jobs import make_jobs, measure_jobs
+from fusion.inference.jobs import RunResult, make_jobs, measure_jobs
 from fusion.inference.options import Options
-from fusion.inference.pipeline import Pipeline, RunResult
+from fusion.inference.pipeline import Pipeline
 from fusion.inference.source import read_source
 from imaging.files import read_picture, write_picture
 from imaging.resize import resize_bicubic

@@ -11,7 +11,8 @@ from scipy.stats import bootstrap
 import train as command
 from cache_tools.read.reader import CacheReader
 from fusion.network.interface import TrainingRecord
-from fusion.network.save import load_model, read_header
+from fusion.network.network import load_model
+from fusion.network.save import read_header
 from fusion.training.judge.gate import paired_bootstrap
 from fusion.training.loop import loop
 from fusion.training.settings import AugmentSettings

@@ -8,7 +8,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from fusion.network import TrainingRecord
-from fusion.network.save import load_model, read_header, save_model
+from fusion.network.network import load_model
+from fusion.network.save import read_header, save_model
 from fusion.training.judge.shrinkage import ErrorMoments, error_moments_of, fit_shrinkage, gain_db
 from imaging.paths import ROOT
 from imaging.refusal import Refusal

@@ -20,7 +20,7 @@ import train
 from cache_tools.__main__ import main as cache_command
 from cache_tools.read.reader import CacheReader
 from experts.open import open_experts
-from fusion.network.save import load_model
+from fusion.network.network import load_model
 from fusion.train_all import train_all
 from fusion.train_all.subprocess_pool import Ended, run_subprocesses
 from fusion.train_all.time_budget import LEAST_STEPS, SPARE, VALIDATIONS, plan_steps

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fusion.inference.ensemble import layer_names
-from fusion.inference.report.page import render
+from fusion.inference.report.page import ReportImage, render
 from imaging.atomic import write_text
 from imaging.files import image_size, list_images, quantize_u8, read_rgb
 from imaging.metrics import psnr, ssim
@@ -28,28 +28,11 @@ if TYPE_CHECKING:
 
     from fusion.budget.run import BudgetRunner
     from fusion.inference.ensemble import Ensemble
-    from fusion.inference.jobs import ImageJob
-    from fusion.inference.pipeline import RunResult
+    from fusion.inference.jobs import ImageJob, RunResult
     from fusion.inference.source import Source
 
 LONGEST = 1200  # pixels a side of the pictures in the report
 FUSED, REFINED = "fused", "refined"
-
-
-@dataclass
-class ReportImage:
-    """One image of the report: pictures uint8 (h, w, 3), maps float (h, w), figures."""
-
-    item: str
-    size: tuple[int, int]  # of the output
-    before_HWC: np.ndarray
-    pictures: dict[str, np.ndarray]
-    maps: dict[str, np.ndarray]
-    scores: dict[str, tuple[float, float]]
-    seen: dict[str, Any]
-    manifest: dict[str, Any]
-    plan: dict[str, Any] | None
-    guard: dict[str, float] | None  # of the refined image, where there is one
 
 
 class Gallery:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion.inference.report.gallery import ReportImage
 
 _QUALITY = 88
 _MEANING = {
@@ -22,6 +22,22 @@ _MEANING = {
     "difficulty": "how hard the model finds the place, 0 to 1",
     "disagreement": "standard deviation over the experts, in units of full white",
 }
+
+
+@dataclass
+class ReportImage:
+    """One image of the report: pictures uint8 (h, w, 3), maps float (h, w), figures."""
+
+    item: str
+    size: tuple[int, int]  # of the output
+    before_HWC: np.ndarray
+    pictures: dict[str, np.ndarray]
+    maps: dict[str, np.ndarray]
+    scores: dict[str, tuple[float, float]]
+    seen: dict[str, Any]
+    manifest: dict[str, Any]
+    plan: dict[str, Any] | None
+    guard: dict[str, float] | None  # of the refined image, where there is one
 
 
 def render(images: Sequence[ReportImage], run: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -99,7 +99,7 @@ def _note(
     settings: TrainSettings,
     journals: list[Journal],
     waiting: Waiting,
-    bar: tqdm,
+    bar: tqdm[NoReturn],
 ) -> None:
     """Scalars every `log.every` steps; a warning for each skipped batch."""
     if not result.taken:
@@ -122,7 +122,7 @@ def _note(
         journal.scalars(values, state.step)
 
 
-def _steps_per_second(bar: tqdm) -> float:
+def _steps_per_second(bar: tqdm[NoReturn]) -> float:
     """The bar's smoothed rate; before it has one, the mean since the start."""
     known = bar.format_dict
     return known["rate"] or (known["n"] - known["initial"]) / max(known["elapsed"], 1e-9)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion.network.interface import TrainingRecord
-from fusion.network.network import FusionSR
-from fusion.network.save import load_model, save_model
+from fusion.network.network import FusionSR, load_model
+from fusion.network.save import save_model
 from fusion.network.settings import FusionSettings
 from fusion.training.judge.gate import paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
