@@ -98,8 +98,10 @@ def build(
     """Open the experts, load the fusion model, check that they belong together."""
     selection = select_model(model, wanted, default_folder())
     where = find_device(device)
-    experts = open_experts(selection.experts, device=where, precision=precision, config=config)
     fusion = selection.fusion
+    # Without a fusion model nobody reads features: a known tap is kept, since it is part of the images' manifest.
+    features = "find" if fusion is not None else "known"
+    experts = open_experts(selection.experts, device=where, precision=precision, config=config, features=features)
     if fusion is not None:
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
         fusion.to(where)

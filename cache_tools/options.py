@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_tools.format.schema import PROFILES
-from cache_tools.write.recipe import ExtractSettings
+from cache_tools.write.recipe import ExtractSettings, keeps_features
 from imaging.device import AUTO, choose_device
 from imaging.refusal import Refusal
 
@@ -177,7 +177,14 @@ def _open(options: argparse.Namespace, names: Sequence[str]) -> list[Expert]:
     from experts.open import open_experts  # imports forty architectures: only for commands that run experts
 
     device = choose_device(options.device)
-    return open_experts(names, device=device, precision=options.precision, tile=options.tile, config=options.config)
+    return open_experts(
+        names,
+        device=device,
+        precision=options.precision,
+        tile=options.tile,
+        config=options.config,
+        features="find" if keeps_features(settings_of(options)) else "none",
+    )
 
 
 def rank_and_world(shard: str) -> tuple[int, int]:

@@ -135,7 +135,9 @@ def _import(options: argparse.Namespace, catalog: Catalog) -> int:
 
 def _run(options: argparse.Namespace, catalog: Catalog) -> int:
     device = find_device(options.device)
-    expert = open_expert(options.expert, catalog, device=device, precision=options.precision, tile=options.tile)
+    expert = open_expert(
+        options.expert, catalog, device=device, precision=options.precision, tile=options.tile, features="none"
+    )
     written, refused = apply(expert, options.input, options.output)
     if options.json:
         command.print_json({"written": [str(path) for path in written], "refused": refused})

@@ -6,30 +6,36 @@ folder with the outputs of a model that is closed or foreign.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from experts.call import without_meshgrid_warning
 from experts.catalog import Catalog, load_catalog
+from experts.find_tap import find_tap
 from experts.image_folder import ImageFolderExpert
 from experts.loading.load import LoadedNetwork, load_network
 from experts.loading.weights import SUFFIXES, read_state_file, require_weights, verify
 from experts.pad import padded_length
 from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
-from experts.tap import find_layer, layers_at_size, tapped
+from experts.tap import as_maps, caught_outputs, find_layer
 from imaging.device import find_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+log = logging.getLogger(__name__)
 
 IMAGES_PREFIX = "images:"
+
+# "find": a tap that nobody has written down is looked for; "known": it is not; "none": not even a known one is used.
+Features = Literal["find", "known", "none"]
 
 
 def open_experts(
@@ -39,11 +45,14 @@ def open_experts(
     precision: Precision = "fp32",
     tile: int = 0,
     config: Path | None = None,
+    features: Features = "find",
 ) -> list[Expert]:
     """Open each of `wanted`; two of the same name are refused, since caches and gates tell them apart by it."""
     catalog = load_catalog(config)
     where = find_device(str(device))
-    opened: list[Expert] = [open_expert(one, catalog, device=where, precision=precision, tile=tile) for one in wanted]
+    opened = [
+        open_expert(one, catalog, device=where, precision=precision, tile=tile, features=features) for one in wanted
+    ]
     names = [expert.name for expert in opened]
     for name in names:
         if names.count(name) > 1:
@@ -52,7 +61,13 @@ def open_experts(
 
 
 def open_expert(
-    wanted: str, catalog: Catalog, *, device: torch.device, precision: Precision = "fp32", tile: int = 0
+    wanted: str,
+    catalog: Catalog,
+    *,
+    device: torch.device,
+    precision: Precision = "fp32",
+    tile: int = 0,
+    features: Features = "find",
 ) -> Expert:
     """One name, file or `images:FOLDER` -> one expert."""
     if wanted.startswith(IMAGES_PREFIX):
@@ -61,18 +76,20 @@ def open_expert(
     path, source = require_weights(spec)
     state = read_state_file(path, sha256=verify(path, source))
     loaded = load_network(state, spec)
-    tap = find_tap(spec, loaded, catalog)
-    padding = find_padding(spec, loaded, catalog)
+    with without_meshgrid_warning():
+        padding = find_padding(spec, loaded, catalog)
+        tap = tap_of(spec, loaded, padding, catalog, features)
     return NetworkExpert(
         spec,
         loaded.network,
         architecture=loaded.architecture,
-        tap=_with_channels(tap, loaded.network, padding),
+        tap=tap,
         padding=padding,
         weights_sha256=state.sha256,
         device=device,
         precision=precision,
         tile=tile,
+        call=loaded.call,
     )
 
 
@@ -94,23 +111,23 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
     return ExpertSpec(name=name, weights=(WeightsSource(file=wanted),))
 
 
-def find_tap(spec: ExpertSpec, loaded: LoadedNetwork, catalog: Catalog) -> Tap | None:
-    """The spec's own tap, or what is known of the architecture; an unknown one is refused with the candidates."""
-    if not spec.features:
+def tap_of(
+    spec: ExpertSpec, loaded: LoadedNetwork, padding: Padding, catalog: Catalog, features: Features
+) -> Tap | None:
+    """The spec's own tap, or what is known of the architecture, or what running the network shows."""
+    if not spec.features or features == "none":
         return None
-    if spec.tap is not None:
-        return spec.tap
-    module = catalog.taps.get(loaded.architecture)
-    if module is not None:
-        return Tap(module=module)
-    size = padded_length(16, loaded.padding)
-    candidates = layers_at_size(loaded.network, torch.zeros(1, 3, size, size))
-    listed = ", ".join(f"{path} ({channels})" for path, channels in candidates[-6:]) or "none found"
-    raise Refusal(
-        f"no tap is known for architecture {loaded.architecture}",
-        where=f"expert {spec.name}",
-        cure=f"set tap.module to the end of the body, or features: false; candidates: {listed}",
-    )
+    known = catalog.taps.get(loaded.architecture)
+    if spec.tap is not None or known is not None:
+        return _with_channels(spec.tap or Tap(module=str(known)), loaded, padding)
+    if features == "known":
+        return None
+    found = find_tap(loaded.network, padding, loaded.call)
+    if found is None:
+        log.warning(
+            "%s: no layer of %s gives features on the image's grid: works without", spec.name, loaded.architecture
+        )
+    return found
 
 
 def find_padding(spec: ExpertSpec, loaded: LoadedNetwork, catalog: Catalog) -> Padding:
@@ -127,17 +144,16 @@ def find_padding(spec: ExpertSpec, loaded: LoadedNetwork, catalog: Catalog) -> P
     )
 
 
-def _with_channels(tap: Tap | None, network: nn.Module, padding: Padding) -> Tap | None:
+def _with_channels(tap: Tap, loaded: LoadedNetwork, padding: Padding) -> Tap:
     """A tap without a stated channel count -> the count, seen in one small forward."""
-    if tap is None:
-        return None
-    layer = find_layer(network, tap.module)
+    layer = find_layer(loaded.network, tap.module)
     if tap.channels is not None:
         return tap
     stated = getattr(layer, "out_channels", None)
     if isinstance(stated, int):
         return tap.model_copy(update={"channels": stated})
     size = padded_length(16, padding)
-    with torch.no_grad(), tapped(network, tap.module) as caught:
-        network(torch.zeros(1, 3, size, size))
-    return tap.model_copy(update={"channels": caught.take().shape[1]})
+    lr_BCHW = torch.zeros(1, 3, size, size)
+    with torch.no_grad():
+        output = caught_outputs(loaded.network, [tap.module], lr_BCHW, loaded.call)[tap.module]
+    return tap.model_copy(update={"channels": as_maps(output, tap.layout, lr_BCHW).shape[1]})

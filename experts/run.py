@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from experts.call import NetworkCall, call_plainly, without_meshgrid_warning
 from experts.pad import pad_right_bottom
 from experts.spec import ExpertIdentity, ExpertOutput, Padding, Precision
-from experts.tap import tapped
+from experts.tap import as_maps, tapped
 from imaging.refusal import Refusal, nearest
 from imaging.scale import SCALE, enlarged
 from imaging.tiling import plan_kept_tiles
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from experts.spec import ExpertSpec, Tap
+
+OWN_PADDING = 64  # the largest window of any architecture here: no network pads itself by more
 
 _AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,6 +46,7 @@ class NetworkExpert:
         device: torch.device,
         precision: Precision = "fp32",
         tile: int = 0,
+        call: NetworkCall = call_plainly,
     ) -> None:
         if precision not in spec.precision:
             allowed = nearest(precision, spec.precision)
@@ -56,6 +60,7 @@ class NetworkExpert:
         self.device = device
         self.precision: Precision = precision
         self.tile = tile
+        self._call = call
         self._channels = tap.channels or 0 if tap else 0
         self._architecture = architecture
         self._weights_sha256 = weights_sha256
@@ -95,13 +100,13 @@ class NetworkExpert:
         """Pad, run under the precision, tap, crop."""
         height, width = lr_BCHW.shape[-2:]
         padded_BCHW = pad_right_bottom(lr_BCHW, self.padding)
-        with self._autocast():
+        with self._autocast(), without_meshgrid_warning():
             if self.tap is None:
-                sr_BCHW, feat_BCHW = self.network(padded_BCHW), None
+                sr_BCHW, feat_BCHW = self._call(self.network, padded_BCHW), None
             else:
                 with tapped(self.network, self.tap.module) as caught:
-                    sr_BCHW = self.network(padded_BCHW)
-                feat_BCHW = caught.take()
+                    sr_BCHW = self._call(self.network, padded_BCHW)
+                feat_BCHW = as_maps(caught.take(), self.tap.layout, padded_BCHW)
         self._require_shapes(padded_BCHW, sr_BCHW, feat_BCHW)
         return ExpertOutput(
             sr_BCHW[..., : SCALE * height, : SCALE * width].float(),
@@ -143,12 +148,23 @@ class NetworkExpert:
             raise Refusal(what, where=where, cure="use a 4x RGB model")
         if feat_BCHW is None or self.tap is None:
             return
-        if feat_BCHW.dim() != 4 or feat_BCHW.shape[-2:] != (height, width):
+        if feat_BCHW.dim() != 4 or not self._lies_on_grid(feat_BCHW, height, width):
             what = f"its tap '{self.tap.module}' gives {tuple(feat_BCHW.shape)}, not maps at LR size"
-            raise Refusal(what, where=where, cure="tap another layer; `python -m experts check` lists them")
+            raise Refusal(what, where=where, cure="tap another layer, or leave tap out: it is found")
         if self._channels and feat_BCHW.shape[1] != self._channels:
             what = f"its tap '{self.tap.module}' gives {feat_BCHW.shape[1]} channels, not {self._channels}"
             raise Refusal(what, where=where, cure="correct tap.channels or the weights file")
+
+    def _lies_on_grid(self, feat_BCHW: Tensor, height: int, width: int) -> bool:
+        """LR size, or larger by what a network that pads to its windows itself adds to the right and bottom.
+
+        CRAFT adds a whole window even to an image that fits. What is a multiple of LR size is from the upsampler.
+        """
+        rows, columns = feat_BCHW.shape[-2] - height, feat_BCHW.shape[-1] - width
+        if not (0 <= rows <= OWN_PADDING and 0 <= columns <= OWN_PADDING):
+            return False
+        enlarged = rows > 0 and rows % height == 0 and columns % width == 0 and rows // height == columns // width
+        return not enlarged or max(rows, columns) <= self.padding.multiple
 
     def _require_finite(self, output: ExpertOutput, items: Sequence[str]) -> None:
         """A NaN stops here, with the names of the images, before it can reach a cache or a picture."""

@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 FOLDER = "images"  # the architecture of what is known by its images alone
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Layout = Literal["BCHW", "BHWC", "BNC"]  # how a layer holds a map; N = H*W tokens, row by row
 
 
 class Tap(Settings):
     """The layer whose output is the expert's feature map: last of the body, before the long residual.
 
     `module` is a dotted path in the network; a negative number counts from the end (`body.-1`).
-    `channels` is checked where it is given.
+    `channels` is checked where it is given; `layout` says which axis of the layer's output is which.
     """
 
     module: str
     channels: int | None = None
+    layout: Layout = "BCHW"
 
 
 class Padding(Settings):

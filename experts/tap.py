@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from experts.call import NetworkCall, call_plainly
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+
+    from experts.spec import Layout
 
 
 class Caught:
@@ -66,22 +69,21 @@ def tapped(network: nn.Module, path: str) -> Generator[Caught]:
         handle.remove()
 
 
-def layers_at_size(network: nn.Module, lr_BCHW: Tensor) -> list[tuple[str, int]]:
-    """Run once and list (path, channels) of every layer that gives maps at the input's size: the possible taps."""
-    found: dict[str, int] = {}
-    handles = []
+def caught_outputs(
+    network: nn.Module, paths: Sequence[str], lr_BCHW: Tensor, call: NetworkCall = call_plainly
+) -> dict[str, Tensor]:
+    """Run once and return the outputs of several layers."""
+    with ExitStack() as stack:
+        caught = {path: stack.enter_context(tapped(network, path)) for path in paths}
+        call(network, lr_BCHW.clone())  # some networks scale their input in place
+        return {path: one.take() for path, one in caught.items()}
 
-    def listen(path: str, output: object) -> None:
-        if torch.is_tensor(output) and output.dim() == 4 and output.shape[-2:] == lr_BCHW.shape[-2:]:
-            found[path] = output.shape[1]
 
-    for path, layer in network.named_modules():
-        if path:
-            handles.append(layer.register_forward_hook(lambda _l, _i, output, path=path: listen(path, output)))
-    try:
-        with torch.no_grad():
-            network(lr_BCHW)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [(path, channels) for path, channels in found.items() if channels > 3]
+def as_maps(output: Tensor, layout: Layout, lr_BCHW: Tensor) -> Tensor:
+    """A layer's output in its own layout -> (B, C, H, W); one that does not fit the layout comes back as it is."""
+    if layout == "BHWC" and output.dim() == 4:
+        return output.permute(0, 3, 1, 2)
+    height, width = lr_BCHW.shape[-2:]
+    if layout == "BNC" and output.dim() == 3 and output.shape[1] == height * width:
+        return output.transpose(1, 2).unflatten(2, (height, width))
+    return output

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from spandrel import MAIN_REGISTRY, ArchRegistry, ArchSupport, ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
+from experts.call import NetworkCall, call_plainly, without_meshgrid_warning
 from experts.loading.edsr import EDSRArch
 from experts.loading.weights import ARCHITECTURE_KEY, StateFile, header_hyperparameters
 from experts.native.architectures import native_architectures
@@ -26,14 +27,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+# Their forwards draw noise anew: nothing of theirs could be cached or verified.
+RANDOM_ARCHITECTURES = ("AuraSR",)
+
+
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A frozen network in eval mode and what spandrel knows of it."""
+    """A frozen network in eval mode and what spandrel knows of it.
+
+    `call` runs it on an image in [0, 1]: a few (IPT, MMRealSR) take another range or give more than the image.
+    """
 
     network: nn.Module
     architecture: str
     parameters: int
     padding: Padding
+    call: NetworkCall = call_plainly
 
 
 @lru_cache(maxsize=1)
@@ -45,12 +54,16 @@ def registry() -> ArchRegistry:
     return ours
 
 
+@without_meshgrid_warning()
 def load_network(state: StateFile, spec: ExpertSpec) -> LoadedNetwork:
     """Tensors -> the network they belong to, every key matched, every value finite, the scale right, frozen."""
     _require_finite(state)
     descriptor = _detect_and_load(state)
     architecture = str(descriptor.architecture.id)
     _require_agreement(state, "architecture", spec.architecture or state.header.get(ARCHITECTURE_KEY), architecture)
+    if architecture in RANDOM_ARCHITECTURES:
+        cure = "use another network"
+        raise Refusal(f"{architecture} gives another image in every run", where=state.path, cure=cure)
     _require_agreement(state, "scale", SCALE, descriptor.scale)
     _require_agreement(state, "input channels", 3, descriptor.input_channels)
     _require_agreement(state, "output channels", 3, descriptor.output_channels)
@@ -63,7 +76,10 @@ def load_network(state: StateFile, spec: ExpertSpec) -> LoadedNetwork:
     # Networks that pad to their window themselves give features of the padded size: the runner pads before them.
     window = getattr(network, "hyperparameters", {}).get("window_size")
     multiple = math.lcm(max(1, sizes.multiple_of), window if isinstance(window, int) else 1)
-    return LoadedNetwork(network, architecture, parameters, Padding(multiple=multiple, minimum=max(1, sizes.minimum)))
+    padding = Padding(multiple=multiple, minimum=max(1, sizes.minimum))
+    # Private, but spandrel's public way to the same function clamps the image.
+    call = descriptor._call_fn  # pyright: ignore[reportPrivateUsage]
+    return LoadedNetwork(network, architecture, parameters, padding, call)
 
 
 def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:

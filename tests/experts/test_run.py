@@ -14,9 +14,9 @@ from spandrel import ModelLoader
 from torch import nn
 
 from experts.catalog import built_in_catalog
-from experts.loading.load import LoadedNetwork, load_network, registry
+from experts.loading.load import load_network, registry
 from experts.loading.weights import StateFile
-from experts.open import find_tap, open_experts
+from experts.open import open_experts
 from experts.pad import mirrored_positions, pad_right_bottom, padded_length
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, Padding, Tap, WeightsSource
@@ -263,14 +263,6 @@ def test_from_a_file_named_by_its_path_the_tap_is_known(tmp_path: Path) -> None:
         output = expert.run(image(17, 18))
         assert output.feat_BCHW is not None
         assert expert.identity.channels == output.feat_BCHW.shape[1]
-
-
-def test_an_architecture_without_a_known_tap_is_refused_with_candidates() -> None:
-    loaded = LoadedNetwork(small_network("EDSR"), "Unheard", 1, NO_PADDING)
-    spec = ExpertSpec(name="x", weights=SOURCE)
-    with pytest.raises(Refusal, match=r"candidates: .*conv_after_body \(16\)"):
-        find_tap(spec, loaded, built_in_catalog())
-    assert find_tap(spec.model_copy(update={"features": False}), loaded, built_in_catalog()) is None
 
 
 @pytest.mark.slow

@@ -1,0 +1,31 @@
+"""How a network is run on an image in [0, 1]: plainly, or as its architecture needs; without torch's meshgrid warning.
+
+Legend: B batch, C channels, H and W height and width of the low-resolution image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+NetworkCall = Callable[[nn.Module, Tensor], Tensor]
+
+
+def call_plainly(network: nn.Module, lr_BCHW: Tensor) -> Tensor:
+    """The network's own forward."""
+    return network(lr_BCHW)
+
+
+@contextmanager
+def without_meshgrid_warning() -> Generator[None]:
+    """torch asks for `indexing=`; published networks (CRAFT, SwinIR) call meshgrid without, and their results stay."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release", category=UserWarning)
+        yield
