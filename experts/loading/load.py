@@ -13,6 +13,7 @@ from spandrel import MAIN_REGISTRY, ArchRegistry, ArchSupport, ImageModelDescrip
 
 from experts.call import NetworkCall, call_plainly, without_meshgrid_warning
 from experts.loading.edsr import EDSRArch
+from experts.loading.hit import HiTSRFArch
 from experts.loading.weights import ARCHITECTURE_KEY, StateFile, header_hyperparameters
 from experts.native.architectures import native_architectures
 from experts.spec import Padding
@@ -49,7 +50,7 @@ class LoadedNetwork:
 def registry() -> ArchRegistry:
     """spandrel's architectures and ours; spandrel's own registry stays as it is."""
     ours = MAIN_REGISTRY.copy()
-    for architecture in (EDSRArch(), *native_architectures()):
+    for architecture in (EDSRArch(), HiTSRFArch(), *native_architectures()):
         ours.add(ArchSupport.from_architecture(architecture))
     return ours
 

@@ -32,6 +32,7 @@ from spandrel.architectures.Swin2SR import Swin2SR
 from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
 
+from experts.loading.hit import HiTSRF
 from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
 from experts.native.ssm import SSM
@@ -68,6 +69,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "DCTLSA": lambda: DCTLSA(nf=20),
     "DITN": lambda: DITN(dim=16, ITL_blocks=1, SAL_blocks=1),
     "FDAT": lambda: FDAT(embed_dim=16, num_groups=1, depth_per_group=1, num_heads=2, mid_dim=16),
+    "HiT_SRF": lambda: HiTSRF(embed_dim=20, depths=[2], num_heads=[2], hier_win_ratios=[0.5, 1]),
     "IPT": lambda: IPT(patch_size=12, n_feats=4, scale=[4], num_layers=1),
     "MMRealSR": lambda: MMRealSR(
         num_in_ch=3, num_out_ch=3, num_feat=8, num_block=1, num_grow_ch=4, num_feats=[8, 8, 8, 8],

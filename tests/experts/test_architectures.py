@@ -37,6 +37,7 @@ FOUND = {
     "DITN": "conv_after_body",
     "EDSR": "conv_after_body",
     "FDAT": "conv_after",
+    "HiT_SRF": "conv_after_body",
     "MMRealSR": "conv_body",
     "MoESR": "blocks",
     "OmniSR": "output",
@@ -102,7 +103,11 @@ def test_the_layer_that_is_found(architecture: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "tap", "channels"),
-    [("DCTLSA_X4.pt", "LR_conv", 55), ("team34_craft.pth", "conv_after_body", 48)],
+    [
+        ("DCTLSA_X4.pt", "LR_conv", 55),
+        ("team34_craft.pth", "conv_after_body", 48),
+        ("team54_HITSR.pth", "conv_after_body", 60),
+    ],
 )
 def test_the_layer_of_published_weights(shared_data: Path, file: str, tap: str, channels: int) -> None:
     path = shared_data.parent / "real_models" / "weights" / file
