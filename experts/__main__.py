@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -14,8 +15,8 @@ from experts.apply import apply
 from experts.catalog import load_catalog
 from experts.check import check, listed
 from experts.deploy import deploy
-from experts.loading.adopt import Record, adopt, describe, write_record
 from experts.loading.fetch import fetch
+from experts.loading.import_file import Record, describe, import_file, write_record
 from experts.loading.load import load_network
 from experts.loading.weights import read_state_file
 from experts.open import open_expert, open_experts
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from experts.catalog import Catalog
+    from experts.spec import ExpertSpec
+
+MIRROR = "CHAMPIONSHIP_SR_MIRROR"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,8 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     one.set_defaults(do=_check)
 
-    one = commands.add_parser("fetch", parents=[common], help="download an expert's weights, verified and resumable")
-    one.add_argument("name", metavar="NAME")
+    one = commands.add_parser("fetch", parents=[common], help="download experts' weights, verified and resumable")
+    one.add_argument("names", nargs="*", metavar="NAME")
+    one.add_argument("--preset", help="all experts of a preset of the catalog, for example strong")
+    one.add_argument(
+        "--mirror",
+        default=os.environ.get(MIRROR),
+        metavar="ADDRESS",
+        help=f"take the same paths from this base address instead; also by the environment variable {MIRROR}",
+    )
     one.set_defaults(do=_fetch)
 
     one = commands.add_parser("import", parents=[common], help="copy a weights file into pretrained/ with a record")
@@ -120,17 +131,29 @@ def _check(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _fetch(options: argparse.Namespace, catalog: Catalog) -> int:
-    spec = catalog.get(options.name)
-    path, sha256 = fetch(spec, pretrained_folder())
+    names = [*options.names, *(catalog.preset(options.preset) if options.preset else ())]
+    if not names:
+        raise Refusal("names no expert", where="fetch", cure="give names, or --preset strong")
+    specs = [catalog.get(name) for name in dict.fromkeys(names)]  # before the first byte: a mistyped name costs nothing
+    records = [_fetch_one(spec, options.mirror, quiet=options.json) for spec in specs]
+    if options.json:
+        command.print_json(asdict(records[0]) if len(records) == 1 else [asdict(one) for one in records])
+    return command.DONE
+
+
+def _fetch_one(spec: ExpertSpec, mirror: str | None, *, quiet: bool) -> Record:
+    path, sha256 = fetch(spec, pretrained_folder(), mirror=mirror)
     source = next(one for one in spec.weights if one.url)
     state = read_state_file(path, sha256)
     record = describe(state, load_network(state, spec), spec, source, source.url or "")
     write_record(path, record)
-    return _say(record, options.json)
+    if not quiet:
+        print(in_words(record))
+    return record
 
 
 def _import(options: argparse.Namespace, catalog: Catalog) -> int:
-    return _say(adopt(options.file, catalog, pretrained_folder(), licence=options.licence), options.json)
+    return _print_record(import_file(options.file, catalog, pretrained_folder(), licence=options.licence), options.json)
 
 
 def _run(options: argparse.Namespace, catalog: Catalog) -> int:
@@ -203,12 +226,17 @@ def _named_folders(words: Sequence[str]) -> dict[str, Path]:
     return named
 
 
-def _say(record: Record, as_json: bool) -> int:
+def _print_record(record: Record, as_json: bool) -> int:
     if as_json:
         command.print_json(asdict(record))
     else:
-        print(f"{record.file}: {record.architecture}, {record.parameters:,} parameters, sha256 {record.sha256}")
+        print(in_words(record))
     return command.DONE
+
+
+def in_words(record: Record) -> str:
+    """One line about a file."""
+    return f"{record.file}: {record.architecture}, {record.parameters:,} parameters, sha256 {record.sha256}"
 
 
 if __name__ == "__main__":

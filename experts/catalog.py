@@ -6,7 +6,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from experts.spec import ExpertSpec, Padding
+from experts.spec import ExpertSpec, Padding, WeightsSource
 from imaging.refusal import Refusal, nearest
 from imaging.settings import Settings, load_settings
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Catalog(Settings):
-    """Experts, and per architecture the tap and the padding that hold for any file of it."""
+    """Experts, lists of them by name, and per architecture the tap and the padding that hold for any file of it."""
 
     experts: tuple[ExpertSpec, ...] = ()
+    presets: dict[str, tuple[str, ...]] = {}
     taps: dict[str, str] = {}
     paddings: dict[str, Padding] = {}
 
@@ -37,6 +38,18 @@ class Catalog(Settings):
             raise Refusal(f"unknown expert '{name}'", where="experts", cure=nearest(name, self.names))
         return spec
 
+    def preset(self, name: str) -> tuple[str, ...]:
+        """The experts of a preset; a mistyped one is refused with the nearest."""
+        if name not in self.presets:
+            raise Refusal(f"unknown preset '{name}'", where="experts", cure=nearest(name, list(self.presets)))
+        return self.presets[name]
+
+    def find_published(self, sha256: str) -> tuple[ExpertSpec, WeightsSource] | None:
+        """The expert whose published file has that hash, whatever the file is called here."""
+        return next(
+            ((spec, source) for spec in self.experts for source in spec.weights if source.sha256 == sha256), None
+        )
+
 
 @lru_cache(maxsize=1)
 def built_in_catalog() -> Catalog:
@@ -53,6 +66,7 @@ def load_catalog(extra: Path | None = None) -> Catalog:
     added = _beside(load_settings(Catalog, extra), extra.parent)
     merged = Catalog(
         experts=(*catalog.experts, *added.experts),
+        presets={**catalog.presets, **added.presets},
         taps={**catalog.taps, **added.taps},
         paddings={**catalog.paddings, **added.paddings},
     )

@@ -61,10 +61,11 @@ class WeightsSource(Settings):
 
 
 class ExpertSpec(Settings):
-    """One expert, whole. Only `name` and a weights file must be given; the rest is told by the file itself.
+    """One expert, whole. Only `name` and a weights file must be given; the rest is read from the file itself.
 
     `hyperparameters` are what the file must agree with, and what the network is built from where the file
     cannot tell. `tap`, `padding` and `precision` left out mean: as is known of that architecture.
+    `measured` is Y-PSNR in dB by test set, 4 border pixels left out, from the very file.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -73,6 +74,7 @@ class ExpertSpec(Settings):
     architecture: str | None = None
     hyperparameters: dict[str, Any] = {}
     parameters: int | None = None
+    measured: dict[str, float] = {}
     tap: Tap | None = None
     features: bool = True
     padding: Padding | None = None
@@ -82,7 +84,7 @@ class ExpertSpec(Settings):
 
 @dataclass(frozen=True)
 class ExpertOutput:
-    """What one expert says about a batch: float32, not clamped, on the input's device.
+    """What one expert gives for a batch: float32, not clamped, on the input's device.
 
     sr_BCHW is (B, 3, 4H, 4W), nominally in [0, 1]; feat_BCHW is (B, C, H, W), aligned to the LR grid,
     or None where the expert has no features (a folder of images without feature files).

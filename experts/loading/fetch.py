@@ -29,28 +29,41 @@ TIMEOUT_SECONDS = 30.0
 _BLOCK = 1 << 20
 
 
-def fetch(spec: ExpertSpec, folder: Path, *, pause: float = PAUSE_SECONDS) -> tuple[Path, str]:
-    """Download the first file of the expert that has an address into `folder`; return its path and sha256."""
+def fetch(
+    spec: ExpertSpec, folder: Path, *, mirror: str | None = None, pause: float = PAUSE_SECONDS
+) -> tuple[Path, str]:
+    """Download the first file of the expert that has an address into `folder`; return its path and sha256.
+
+    A file that is there already and has the published hash is left alone.
+    """
     source = next((one for one in spec.weights if one.url), None)
     if source is None or source.url is None:
         page = spec.weights[0].page
         where = folder / spec.weights[0].file
         cure = f"get it by hand from {page or 'its author'} and put it there, or `python -m experts import` it"
         raise Refusal(f"'{spec.name}' has no address to fetch from", where=where, cure=cure)
-    if urlparse(source.url).scheme not in ("http", "https"):
-        raise Refusal("is not an http address", where=source.url, cure="correct the url")
     final = inside(folder, source.file)
+    if source.sha256 and final.is_file() and file_sha256(final) == source.sha256:
+        return final, source.sha256
+    url = mirrored(source.url, mirror)
+    if urlparse(url).scheme not in ("http", "https"):
+        raise Refusal("is not an http address", where=url, cure="correct the url")
     partial = final.with_name(f".{final.name}.part")
     folder.mkdir(parents=True, exist_ok=True)
-    _download(source.url, partial, pause)
-    sha256 = _verify(partial, source)
+    _download(url, partial, pause)
+    sha256 = _verify(partial, source, url)
     atomic.commit(partial, final)
     _notes(partial).unlink(missing_ok=True)
     return final, sha256
 
 
+def mirrored(url: str, mirror: str | None) -> str:
+    """The same path below another base address: `https://host/a/b` at `http://here/m` -> `http://here/m/a/b`."""
+    return url if not mirror else mirror.rstrip("/") + urlparse(url).path
+
+
 def _download(url: str, partial: Path, pause: float) -> None:
-    """Fetch into `partial`, taking up what an earlier try left, until the server has no more to give."""
+    """Fetch into `partial`, taking up what an earlier try left, until the server has sent all of it."""
     trouble = "the connection was cut"
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -59,9 +72,9 @@ def _download(url: str, partial: Path, pause: float) -> None:
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
                 raise Refusal(
-                    f"the server says {error.code} {error.reason}", where=url, cure="check the address"
+                    f"the server answers {error.code} {error.reason}", where=url, cure="check the address"
                 ) from None
-            trouble = f"the server says {error.code} {error.reason}"
+            trouble = f"the server answers {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             trouble = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt < ATTEMPTS:
@@ -120,7 +133,7 @@ def _notes(partial: Path) -> Path:
     return partial.with_name(partial.name + ".json")
 
 
-def _verify(partial: Path, source: WeightsSource) -> str:
+def _verify(partial: Path, source: WeightsSource, url: str) -> str:
     """Hold the finished download against what is published; a wrong one is removed, not kept for a resume."""
     size = os.stat(partial).st_size  # noqa: PTH116
     sha256 = file_sha256(partial)
@@ -133,5 +146,5 @@ def _verify(partial: Path, source: WeightsSource) -> str:
     if wrong is not None:
         partial.unlink()
         _notes(partial).unlink(missing_ok=True)
-        raise Refusal(f"the fetched file {wrong}", where=source.url or "", cure="it was removed; check the address")
+        raise Refusal(f"the fetched file {wrong}", where=url, cure="it was removed; check the address")
     return sha256

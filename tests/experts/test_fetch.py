@@ -30,7 +30,9 @@ class Behaviour:
 
 
 class Server(ThreadingHTTPServer):
-    """A loopback server with one file."""
+    """A loopback server with one file, or with one for each path in `files`."""
+
+    files: dict[str, bytes]
 
     behaviour: Behaviour
 
@@ -46,22 +48,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         behaviour = self.server.behaviour
+        content = self.server.files.get(self.path, behaviour.content)
         wanted = self.headers.get("Range")
         behaviour.asked.append(wanted)
         if behaviour.status:
             self.send_error(behaviour.status.pop(0))
             return
-        tag = f'"{hashlib.md5(behaviour.content).hexdigest()}"'
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
         start = 0
         if wanted and behaviour.ranges and self.headers.get("If-Range") == tag:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(behaviour.content):
+            if start >= len(content):
                 self.send_error(416)
                 return
             self.send_response(206)
         else:
             self.send_response(200)
-        body = behaviour.content[start:]
+        body = content[start:]
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", tag)
         self.end_headers()
@@ -79,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as running:
         running.behaviour = Behaviour()
+        running.files = {}
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
         yield running
@@ -169,3 +173,22 @@ def test_no_address_no_other_scheme_no_server(server: Server, tmp_path: Path) ->
         fetch(server, tmp_path, url=(tmp_path / "a").as_uri())
     with pytest.raises(Refusal, match="5 tries"):
         fetch(server, tmp_path, url="http://127.0.0.1:1/file.bin")
+
+
+def test_a_mirror_is_another_base_for_the_same_path(server: Server, tmp_path: Path) -> None:
+    source = {"file": "file.bin", "url": "https://example.org/file.bin", "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    one = ExpertSpec(name="x", weights=(WeightsSource.model_validate(source),))
+    mirror = server.url.removesuffix("file.bin")
+    path, _ = fetching.fetch(one, tmp_path, mirror=mirror, pause=0)
+    assert path.read_bytes() == CONTENT
+    assert fetching.mirrored("https://h/a/b.pth", "http://m:8/deep/") == "http://m:8/deep/a/b.pth"
+    assert fetching.mirrored("https://h/a/b.pth", None) == "https://h/a/b.pth"
+
+
+def test_a_verified_file_is_not_fetched_again_and_a_damaged_one_is(server: Server, tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    path = fetch(server, tmp_path, sha256=sha256)
+    fetch(server, tmp_path, sha256=sha256)
+    assert len(server.behaviour.asked) == 1
+    path.write_bytes(CONTENT[:-1])
+    assert fetch(server, tmp_path, sha256=sha256).read_bytes() == CONTENT

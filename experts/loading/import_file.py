@@ -13,6 +13,7 @@ from experts.loading.weights import read_state_file, require_weights, verify
 from experts.open import spec_of
 from imaging import atomic
 from imaging.files import inside
+from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -56,14 +57,20 @@ def describe(state: StateFile, loaded: LoadedNetwork, spec: ExpertSpec, source: 
     )
 
 
-def adopt(wanted: Path, catalog: Catalog, folder: Path, *, licence: str | None = None) -> Record:
-    """Load the file strictly, copy it into `folder`, write its record."""
+def import_file(wanted: Path, catalog: Catalog, folder: Path, *, licence: str | None = None) -> Record:
+    """Load the file strictly, copy it into `folder`, write its record; a published file gets its catalog name."""
     spec = spec_of(str(wanted), catalog)
     path, source = require_weights(spec)
-    state = read_state_file(path, sha256=verify(path, source))
+    sha256 = verify(path, source)
+    known = catalog.find_published(sha256)
+    name = wanted.name
+    if known is not None:
+        spec, source = known
+        name = source.file
+    state = read_state_file(path, sha256=sha256)
     loaded = load_network(state, spec)
-    final = inside(folder, wanted.name)
-    if final.exists() and final.resolve() != path.resolve() and verify(final, source) != state.sha256:
+    final = inside(folder, name)
+    if final.exists() and final.resolve() != path.resolve() and file_sha256(final) != state.sha256:
         raise Refusal("another file of that name is already there", where=final, cure="remove it or rename yours")
     if final.resolve() != path.resolve():
         with atomic.atomic_path(final) as temporary:
