@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from experts.open import open_experts
 from experts.run import NetworkExpert
+from experts.words import split_words
 from fusion.budget.run import find_budget_model
 from fusion.inference.command import Request, carry_out
 from fusion.inference.ensemble import Answer, Ensemble, Place, plain_mean
@@ -77,11 +78,12 @@ def command_line(arguments: Sequence[str]) -> int:
         refiner = open_refiner(words.refine, words.refine_model, words.refine_lora, find_device(device))
     ensemble = build(
         words.model,
-        words.experts.split(",") if words.experts else None,
+        split_words(words.experts) if words.experts else None,
         device=device,
         precision=words.precision,
         config=words.config,
         compiled=words.compile,
+        trust_code=words.trust_code,
     )
     return carry_out(request, ensemble, refiner)
 
@@ -94,6 +96,7 @@ def build(
     precision: Precision = "fp32",
     config: Path | None = None,
     compiled: bool = False,
+    trust_code: bool = False,
 ) -> Ensemble:
     """Open the experts, load the fusion model, check that they belong together."""
     selection = select_model(model, wanted, default_folder())
@@ -101,7 +104,9 @@ def build(
     fusion = selection.fusion
     # Without a fusion model nobody reads features: a known tap is kept, since it is part of the images' manifest.
     features = "find" if fusion is not None else "known"
-    experts = open_experts(selection.experts, device=where, precision=precision, config=config, features=features)
+    experts = open_experts(
+        selection.experts, device=where, precision=precision, config=config, features=features, trust_code=trust_code
+    )
     if fusion is not None:
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
         fusion.to(where)
@@ -167,7 +172,7 @@ def compile_network(expert: NetworkExpert) -> None:
 
 
 def _identity(expert: Expert) -> dict[str, Any]:
-    identity = asdict(expert.identity)
+    identity = expert.identity.document()
     del identity["name"], identity["tiling"]  # the key holds the one, the options of the run the other
     return identity
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cache_tools.format.schema import PROFILES
 from cache_tools.write.recipe import ExtractSettings, keeps_features
+from experts.words import split_words
 from imaging.device import AUTO, choose_device
 from imaging.refusal import Refusal
 
@@ -134,9 +135,13 @@ def _format_options(parser: argparse.ArgumentParser, profile: str) -> None:
 
 def _expert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--experts", type=_names, required=True, help="catalog names, weights files or images:FOLDER, as a,b,c"
+        "--experts",
+        type=split_words,
+        required=True,
+        help="catalog names, weights files, code:net.py:Net:weights.pth or images:FOLDER, as a,b,c",
     )
     parser.add_argument("--config", type=Path, help="your own catalog, added to the built-in one")
+    parser.add_argument("--trust-code", action="store_true", help="run the Python file of a code: expert")
     parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--tile", type=int, default=0, help="run larger images in tiles of this many LR pixels")
@@ -184,6 +189,7 @@ def _open(options: argparse.Namespace, names: Sequence[str]) -> list[Expert]:
         tile=options.tile,
         config=options.config,
         features="find" if keeps_features(settings_of(options)) else "none",
+        trust_code=options.trust_code,
     )
 
 

@@ -52,11 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config", type=Path, help="a YAML file with further experts, in the form of catalog.yaml")
     common.add_argument("--json", action="store_true", help="print one JSON document")
 
+    trust = argparse.ArgumentParser(add_help=False)
+    trust.add_argument("--trust-code", action="store_true", help="run the Python file of a code: expert")
+
     one = commands.add_parser("list", parents=[common], help="all known experts and whether their weights are here")
     one.set_defaults(do=_list)
 
-    one = commands.add_parser("check", parents=[common], help="load an expert strictly and run it once")
-    one.add_argument("expert", metavar="NAME|FILE")
+    one = commands.add_parser("check", parents=[common, trust], help="load an expert strictly and run it once")
+    one.add_argument("expert", metavar="NAME|FILE|code:...")
     one.add_argument("--device", default="cpu")
     one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     one.set_defaults(do=_check)
@@ -72,13 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.set_defaults(do=_fetch)
 
-    one = commands.add_parser("import", parents=[common], help="copy a weights file into pretrained/ with a record")
-    one.add_argument("file", metavar="FILE", type=Path)
+    one = commands.add_parser(
+        "import", parents=[common, trust], help="copy a weights file into pretrained/ with a record"
+    )
+    one.add_argument("file", metavar="FILE|code:...")
     one.add_argument("--licence", help="the licence of the weights, for the record")
     one.set_defaults(do=_import)
 
-    one = commands.add_parser("run", parents=[common], help="upscale an image or a folder by one expert alone")
-    one.add_argument("expert", metavar="NAME|FILE")
+    one = commands.add_parser("run", parents=[common, trust], help="upscale an image or a folder by one expert alone")
+    one.add_argument("expert", metavar="NAME|FILE|code:...")
     one.add_argument("-i", "--input", type=Path, required=True, metavar="IN", help="an image, or a folder of them")
     one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write PNG files to")
     one.add_argument("--device", default="cpu")
@@ -121,7 +126,9 @@ def _list(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _check(options: argparse.Namespace, catalog: Catalog) -> int:
-    report = check(options.expert, catalog, device=options.device, precision=options.precision)
+    report = check(
+        options.expert, catalog, device=options.device, precision=options.precision, trust_code=options.trust_code
+    )
     if options.json:
         command.print_json(asdict(report))
         return command.DONE
@@ -137,7 +144,8 @@ def _fetch(options: argparse.Namespace, catalog: Catalog) -> int:
     specs = [catalog.get(name) for name in dict.fromkeys(names)]  # before the first byte: a mistyped name costs nothing
     records = [_fetch_one(spec, options.mirror, quiet=options.json) for spec in specs]
     if options.json:
-        command.print_json(asdict(records[0]) if len(records) == 1 else [asdict(one) for one in records])
+        documents = [record.document() for record in records]
+        command.print_json(documents[0] if len(documents) == 1 else documents)
     return command.DONE
 
 
@@ -148,18 +156,28 @@ def _fetch_one(spec: ExpertSpec, mirror: str | None, *, quiet: bool) -> Record:
     record = describe(state, load_network(state, spec), spec, source, source.url or "")
     write_record(path, record)
     if not quiet:
-        print(in_words(record))
+        print(record.in_words())
     return record
 
 
 def _import(options: argparse.Namespace, catalog: Catalog) -> int:
-    return _print_record(import_file(options.file, catalog, pretrained_folder(), licence=options.licence), options.json)
+    folder, trust = pretrained_folder(), options.trust_code
+    record = import_file(options.file, catalog, folder, licence=options.licence, trust_code=trust)
+    if record.code is not None and not options.json:
+        print(f"use it by --config {folder / record.expert}.yaml and the name {record.expert}")
+    return _print_record(record, options.json)
 
 
 def _run(options: argparse.Namespace, catalog: Catalog) -> int:
     device = find_device(options.device)
     expert = open_expert(
-        options.expert, catalog, device=device, precision=options.precision, tile=options.tile, features="none"
+        options.expert,
+        catalog,
+        device=device,
+        precision=options.precision,
+        tile=options.tile,
+        features="none",
+        trust_code=options.trust_code,
     )
     written, refused = apply(expert, options.input, options.output)
     if options.json:
@@ -228,15 +246,10 @@ def _named_folders(words: Sequence[str]) -> dict[str, Path]:
 
 def _print_record(record: Record, as_json: bool) -> int:
     if as_json:
-        command.print_json(asdict(record))
+        command.print_json(record.document())
     else:
-        print(in_words(record))
+        print(record.in_words())
     return command.DONE
-
-
-def in_words(record: Record) -> str:
-    """One line about a file."""
-    return f"{record.file}: {record.architecture}, {record.parameters:,} parameters, sha256 {record.sha256}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ def call_plainly(network: nn.Module, lr_BCHW: Tensor) -> Tensor:
     return network(lr_BCHW)
 
 
+def call_in_255(network: nn.Module, lr_BCHW: Tensor) -> Tensor:
+    """For networks that were trained on values from 0 to 255."""
+    return network(lr_BCHW * 255) / 255
+
+
 @contextmanager
 def without_meshgrid_warning() -> Generator[None]:
     """torch asks for `indexing=`; published networks (CRAFT, SwinIR) call meshgrid without, and their results stay."""

@@ -77,7 +77,7 @@ def load_catalog(extra: Path | None = None) -> Catalog:
 
 
 def _beside(catalog: Catalog, folder: Path) -> Catalog:
-    """Weights files of a user's catalog that lie relative to it -> full paths, so that they are found from anywhere."""
+    """Weights and code of a user's catalog that lie relative to it -> full paths, found from anywhere."""
 
     def placed(spec: ExpertSpec) -> ExpertSpec:
         sources = tuple(
@@ -86,6 +86,9 @@ def _beside(catalog: Catalog, folder: Path) -> Catalog:
             else source
             for source in spec.weights
         )
-        return spec.model_copy(update={"weights": sources})
+        code = spec.code
+        if code is not None:
+            code = code.model_copy(update={"file": str(folder / code.file)})
+        return spec.model_copy(update={"weights": sources, "code": code})
 
     return catalog.model_copy(update={"experts": tuple(placed(spec) for spec in catalog.experts)})

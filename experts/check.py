@@ -39,11 +39,20 @@ class CheckReport:
     precision: str
     device: str
     sha256: str
+    code: str | None = None
 
 
-def check(wanted: str, catalog: Catalog, *, device: str, precision: Precision, size: int = CHECK_SIZE) -> CheckReport:
+def check(
+    wanted: str,
+    catalog: Catalog,
+    *,
+    device: str,
+    precision: Precision,
+    size: int = CHECK_SIZE,
+    trust_code: bool = False,
+) -> CheckReport:
     """Open the expert, run it once on a smooth seeded image of `size` x `size`, measure."""
-    expert = open_expert(wanted, catalog, device=find_device(device), precision=precision)
+    expert = open_expert(wanted, catalog, device=find_device(device), precision=precision, trust_code=trust_code)
     if not isinstance(expert, NetworkExpert):
         raise TypeError("only a weights file can be checked")
     lr_BCHW = smooth_image(size).to(device)
@@ -67,6 +76,7 @@ def check(wanted: str, catalog: Catalog, *, device: str, precision: Precision, s
         precision=precision,
         device=device,
         sha256=identity.weights_sha256,
+        code=identity.code,
     )
 
 

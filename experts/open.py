@@ -1,7 +1,7 @@
 """Names, weights files and image folders -> experts ready to run.
 
-`hat-l` is a name from the catalog, `models/x.safetensors` any file that spandrel can load, and `images:FOLDER` a
-folder with the outputs of a model that is closed or foreign.
+`hat-l` is a name from the catalog, `models/x.safetensors` any file that spandrel can load, `code:net.py:Net:x.pth` a
+file with the code that builds its network, and `images:FOLDER` a folder with the outputs of a closed model.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ import torch
 
 from experts.call import without_meshgrid_warning
 from experts.catalog import Catalog, load_catalog
-from experts.find_tap import find_tap
 from experts.image_folder import ImageFolderExpert
-from experts.loading.load import LoadedNetwork, load_network
+from experts.loading.find_tap import find_tap
+from experts.loading.load import load_network
 from experts.loading.weights import SUFFIXES, read_state_file, require_weights, verify
 from experts.pad import padded_length
 from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
 from experts.tap import as_maps, caught_outputs, find_layer
+from experts.words import CODE_PREFIX, parse_code_word
 from imaging.device import find_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from experts.loading.loaded import LoadedNetwork
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +49,16 @@ def open_experts(
     tile: int = 0,
     config: Path | None = None,
     features: Features = "find",
+    trust_code: bool = False,
 ) -> list[Expert]:
     """Open each of `wanted`; two of the same name are refused, since caches and gates tell them apart by it."""
     catalog = load_catalog(config)
     where = find_device(str(device))
     opened = [
-        open_expert(one, catalog, device=where, precision=precision, tile=tile, features=features) for one in wanted
+        open_expert(
+            one, catalog, device=where, precision=precision, tile=tile, features=features, trust_code=trust_code
+        )
+        for one in wanted
     ]
     names = [expert.name for expert in opened]
     for name in names:
@@ -68,14 +75,15 @@ def open_expert(
     precision: Precision = "fp32",
     tile: int = 0,
     features: Features = "find",
+    trust_code: bool = False,
 ) -> Expert:
-    """One name, file or `images:FOLDER` -> one expert."""
+    """One name, file, `code:...` or `images:FOLDER` -> one expert."""
     if wanted.startswith(IMAGES_PREFIX):
         return ImageFolderExpert(Path(wanted.removeprefix(IMAGES_PREFIX)), device=device)
     spec = spec_of(wanted, catalog)
     path, source = require_weights(spec)
     state = read_state_file(path, sha256=verify(path, source))
-    loaded = load_network(state, spec)
+    loaded = load_network(state, spec, trust_code=trust_code)
     with without_meshgrid_warning():
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
@@ -90,11 +98,15 @@ def open_expert(
         precision=precision,
         tile=tile,
         call=loaded.call,
+        code=loaded.code,
     )
 
 
 def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
-    """A catalog name -> its spec; a path to a weights file -> a spec that says no more than the path."""
+    """A catalog name -> its spec; a weights file, or one with its code -> a spec with nothing else."""
+    if wanted.startswith(CODE_PREFIX):
+        code, file = parse_code_word(wanted)
+        return ExpertSpec(name=_name_of(Path(file)), code=code, weights=(WeightsSource(file=file),))
     known = catalog.find(wanted)
     if known is not None:
         return known
@@ -107,8 +119,12 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
     if of_catalog:
         published = next(s for s in of_catalog[0].weights if Path(s.file).name == path.name)
         return of_catalog[0].model_copy(update={"weights": (published.model_copy(update={"file": wanted}),)})
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-._") or "expert"
-    return ExpertSpec(name=name, weights=(WeightsSource(file=wanted),))
+    return ExpertSpec(name=_name_of(path), weights=(WeightsSource(file=wanted),))
+
+
+def _name_of(weights: Path) -> str:
+    """`my net.pth` -> `my-net`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", weights.stem).strip("-._") or "expert"
 
 
 def tap_of(

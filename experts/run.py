@@ -47,6 +47,7 @@ class NetworkExpert:
         precision: Precision = "fp32",
         tile: int = 0,
         call: NetworkCall = call_plainly,
+        code: str | None = None,
     ) -> None:
         if precision not in spec.precision:
             allowed = nearest(precision, spec.precision)
@@ -61,6 +62,7 @@ class NetworkExpert:
         self.precision: Precision = precision
         self.tile = tile
         self._call = call
+        self._code = code
         self._channels = tap.channels or 0 if tap else 0
         self._architecture = architecture
         self._weights_sha256 = weights_sha256
@@ -81,6 +83,7 @@ class NetworkExpert:
             weights_sha256=self._weights_sha256,
             precision=self.precision,
             tiling=f"{self.tile}+{self.spec.overlap}" if self.tile else "whole",
+            code=self._code,
         )
 
     @torch.no_grad()

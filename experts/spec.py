@@ -5,7 +5,7 @@ Legend: B batch, C channels, H and W height and width of the low-resolution imag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
@@ -27,7 +27,7 @@ class Tap(Settings):
     """The layer whose output is the expert's feature map: last of the body, before the long residual.
 
     `module` is a dotted path in the network; a negative number counts from the end (`body.-1`).
-    `channels` is checked where it is given; `layout` says which axis of the layer's output is which.
+    `channels` is checked where it is given; `layout` names the axes of the layer's output.
     """
 
     module: str
@@ -60,6 +60,20 @@ class WeightsSource(Settings):
     note: str = ""
 
 
+class CodeSource(Settings):
+    """A user's own network: a class or function in a Python file, and what it is called with.
+
+    `sha256` pins the file, which then runs without being asked for again. `range` is the largest value of the images
+    that the network takes; left out, it is found.
+    """
+
+    file: str
+    name: str
+    arguments: dict[str, Any] = {}
+    sha256: str | None = None
+    range: Literal[1, 255] | None = None
+
+
 class ExpertSpec(Settings):
     """One expert, whole. Only `name` and a weights file must be given; the rest is read from the file itself.
 
@@ -73,6 +87,7 @@ class ExpertSpec(Settings):
     title: str = ""
     architecture: str | None = None
     hyperparameters: dict[str, Any] = {}
+    code: CodeSource | None = None
     parameters: int | None = None
     measured: dict[str, float] = {}
     tap: Tap | None = None
@@ -105,6 +120,12 @@ class ExpertIdentity:
     weights_sha256: str
     precision: str
     tiling: str
+    code: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As plain values. Without foreign code there is no such key: records from before it stay equal."""
+        values = asdict(self)
+        return values if self.code is not None else {key: value for key, value in values.items() if key != "code"}
 
     @property
     def is_image_folder(self) -> bool:

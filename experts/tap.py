@@ -60,7 +60,7 @@ def find_layer(network: nn.Module, path: str) -> nn.Module:
 
 @contextmanager
 def tapped(network: nn.Module, path: str) -> Generator[Caught]:
-    """Listen to one layer for as long as the block lasts."""
+    """Catch the output of one layer for as long as the block lasts."""
     caught = Caught(path)
     handle = find_layer(network, path).register_forward_hook(lambda _layer, _inputs, output: caught.add(output))
     try:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from imaging.scale import SCALE
 from imaging.settings import Settings
@@ -63,7 +63,22 @@ class Region(Settings):
     width: int
 
 
-class ExpertEntry(Settings):
+class WithCode(Settings):
+    """A record of an expert, which names the foreign code that built it only where there was some.
+
+    Without that rule every record would have a new, empty key, and no fingerprint from before would be equal.
+    """
+
+    code: str | None = None
+
+    @model_serializer(mode="wrap")
+    def leave_out_no_code(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The record's values, as pydantic writes them, without an empty `code`."""
+        values = write(self)
+        return values if self.code is not None else {key: value for key, value in values.items() if key != "code"}
+
+
+class ExpertEntry(WithCode):
     """One expert as an item records it; `first` and `channels` are its slice of the feature dataset."""
 
     name: str

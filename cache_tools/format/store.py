@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from cache_tools.format.checksum import short_hash
 from cache_tools.format.layout import read_header
-from cache_tools.format.schema import SCHEMA_VERSION, SUFFIX, Compression, Header, ProfileName, Region
+from cache_tools.format.schema import SCHEMA_VERSION, SUFFIX, Compression, Header, ProfileName, Region, WithCode
 from experts.spec import FOLDER
 from imaging.refusal import Refusal
 from imaging.settings import Settings, parse_settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown (imported from .pt)"  # recorded where the older files name neither architecture nor weights
 
 
-class ExpertIdentityRecord(Settings):
+class ExpertIdentityRecord(WithCode):
     """`experts.spec.ExpertIdentity` as the manifest stores it."""
 
     name: str
@@ -206,8 +206,8 @@ def _expert_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]
     if names_before != names_after:
         return f"experts are {', '.join(names_before)}, requested {', '.join(names_after)}"
     for old, new in zip(before, after, strict=True):
-        for field in old:
-            if old[field] != new[field]:
-                short_old, short_new = str(old[field])[:16], str(new[field])[:16]
+        for field in {**old, **new}:  # `code` is a field only of experts that have some
+            if old.get(field) != new.get(field):
+                short_old, short_new = str(old.get(field))[:16], str(new.get(field))[:16]
                 return f"expert {old['name']} has {field} {short_old}, requested {short_new}"
     return "experts are the same"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,7 @@ def jobs_for(settings: ExtractSettings) -> tuple[list[ItemJob], list[Failure]]:
 
 def make_recipe(settings: ExtractSettings, experts: Sequence[Expert]) -> Recipe:
     """All that decides the numbers; a setting without effect is recorded as zero, so that it makes no other recipe."""
-    identities = tuple(ExpertIdentityRecord.model_validate(asdict(expert.identity)) for expert in experts)
+    identities = tuple(ExpertIdentityRecord.model_validate(expert.identity.document()) for expert in experts)
     sampled = settings.regions > 0
     return Recipe(
         profile=settings.profile,

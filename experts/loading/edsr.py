@@ -90,7 +90,7 @@ def _upsampling(features: int, upscale: int) -> list[nn.Module]:
 
 
 class EDSRArch(Architecture[EDSR]):
-    """How spandrel tells an EDSR file by its keys, and loads it."""
+    """How spandrel recognises an EDSR file by its keys, and loads it."""
 
     def __init__(self) -> None:
         super().__init__(

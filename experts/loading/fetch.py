@@ -124,7 +124,7 @@ def _what_is_there(partial: Path, url: str) -> tuple[int, str]:
 
 
 def _mark(headers: http.client.HTTPMessage) -> str:
-    """What tells one version of the remote file from the next: a strong ETag, or its date."""
+    """What distinguishes one version of the remote file from the next: a strong ETag, or its date."""
     tag = headers.get("ETag") or ""
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
 

@@ -69,7 +69,7 @@ class Block(nn.Module):
         return x_BHWC + self.norm2(self.mlp(x_BHWC))
 
 
-class Group(nn.Module):
+class BlockGroup(nn.Module):
     """Blocks of growing windows, a convolution, the group's input added."""
 
     def __init__(self, blocks: Sequence[Block], dim: int) -> None:
@@ -112,7 +112,9 @@ class HiTSRF(nn.Module):
         self.patch_embed.norm = nn.LayerNorm(embed_dim)
         self.layers = nn.Sequential(
             *(
-                Group([Block(embed_dim, heads, base_win_size, windows[i], mlp_ratio) for i in range(depth)], embed_dim)
+                BlockGroup(
+                    [Block(embed_dim, heads, base_win_size, windows[i], mlp_ratio) for i in range(depth)], embed_dim
+                )
                 for depth, heads in zip(depths, num_heads, strict=True)
             )
         )
@@ -133,7 +135,7 @@ class HiTSRF(nn.Module):
 
 
 class HiTSRFArch(Architecture[HiTSRF]):
-    """How spandrel tells a HiT-SRF file by its keys, and loads it."""
+    """How spandrel recognises a HiT-SRF file by its keys, and loads it."""
 
     def __init__(self) -> None:
         block = "layers.0.residual_group.blocks.0"

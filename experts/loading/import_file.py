@@ -6,23 +6,24 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from experts.loading.load import load_network
 from experts.loading.weights import read_state_file, require_weights, verify
-from experts.open import spec_of
+from experts.open import spec_of, tap_of
 from imaging import atomic
 from imaging.files import inside
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from experts.catalog import Catalog
-    from experts.loading.load import LoadedNetwork
+    from experts.loading.loaded import LoadedNetwork
     from experts.loading.weights import StateFile
-    from experts.spec import ExpertSpec, WeightsSource
+    from experts.spec import ExpertSpec, Padding, Tap, WeightsSource
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Record:
     page: str
     licence: str
     recorded: str
+    code: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As plain values; the code is named only where there is some."""
+        return {key: value for key, value in asdict(self).items() if key != "code" or value is not None}
+
+    def in_words(self) -> str:
+        """One line about the file."""
+        return f"{self.file}: {self.architecture}, {self.parameters:,} parameters, sha256 {self.sha256}"
 
 
 def describe(state: StateFile, loaded: LoadedNetwork, spec: ExpertSpec, source: WeightsSource, origin: str) -> Record:
@@ -54,37 +64,73 @@ def describe(state: StateFile, loaded: LoadedNetwork, spec: ExpertSpec, source: 
         page=source.page,
         licence=source.licence,
         recorded=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        code=loaded.code,
     )
 
 
-def import_file(wanted: Path, catalog: Catalog, folder: Path, *, licence: str | None = None) -> Record:
-    """Load the file strictly, copy it into `folder`, write its record; a published file gets its catalog name."""
-    spec = spec_of(str(wanted), catalog)
+def import_file(
+    wanted: str, catalog: Catalog, folder: Path, *, licence: str | None = None, trust_code: bool = False
+) -> Record:
+    """Load the file strictly, copy it into `folder`, write its record; a published file gets its catalog name.
+
+    With code, that is copied as well, and a YAML file for `--config` pins both and keeps what was found by running.
+    """
+    spec = spec_of(wanted, catalog)
     path, source = require_weights(spec)
     sha256 = verify(path, source)
+    name = path.name
     known = catalog.find_published(sha256)
-    name = wanted.name
-    if known is not None:
+    if known is not None and spec.code is None:
         spec, source = known
         name = source.file
     state = read_state_file(path, sha256=sha256)
-    loaded = load_network(state, spec)
-    final = inside(folder, name)
-    if final.exists() and final.resolve() != path.resolve() and file_sha256(final) != state.sha256:
-        raise Refusal("another file of that name is already there", where=final, cure="remove it or rename yours")
-    if final.resolve() != path.resolve():
-        with atomic.atomic_path(final) as temporary:
-            shutil.copyfile(path, temporary)
-    record = replace(describe(state, loaded, spec, source, wanted.name), file=final.name)
+    loaded = load_network(state, spec, trust_code=trust_code)
+    record = replace(describe(state, loaded, spec, source, path.name), file=name)
     if licence is not None:
         record = replace(record, licence=licence)
+    final = _copy(path, inside(folder, name))
+    if spec.code is not None:
+        code_file = _copy(Path(spec.code.file), inside(folder, Path(spec.code.file).name))
+        tap = tap_of(spec, loaded, loaded.padding, catalog, "find")
+        pinned = pin(spec, record, code_file, tap, loaded.padding)
+        atomic.write_text(folder / f"{spec.name}.yaml", yaml.safe_dump(pinned, sort_keys=False))
     write_record(final, record)
     return record
 
 
+def _copy(path: Path, final: Path) -> Path:
+    """Copy unless it is there already; another file under that name is refused."""
+    if final.resolve() == path.resolve():
+        return final
+    if final.exists() and file_sha256(final) != file_sha256(path):
+        raise Refusal("another file of that name is already there", where=final, cure="remove it or rename yours")
+    with atomic.atomic_path(final) as temporary:
+        shutil.copyfile(path, temporary)
+    return final
+
+
+def pin(spec: ExpertSpec, record: Record, code_file: Path, tap: Tap | None, padding: Padding) -> dict[str, Any]:
+    """A catalog of this one expert: code and weights by their hashes, so that it opens without being asked for."""
+    code = spec.code
+    if code is None:
+        raise ValueError("only an expert with code is pinned")
+    pinned = code.model_copy(update={"file": code_file.name, "sha256": file_sha256(code_file)})
+    return {
+        "experts": [
+            {
+                "name": spec.name,
+                "code": pinned.model_dump(exclude_none=True),
+                "weights": [{"file": record.file, "licence": record.licence, "sha256": record.sha256}],
+                **({"features": False} if tap is None else {"tap": tap.model_dump()}),
+                "padding": padding.model_dump(),
+            }
+        ]
+    }
+
+
 def write_record(final: Path, record: Record) -> None:
     """Write `<file>.json` beside the weights."""
-    atomic.write_text(record_path(final), json.dumps(asdict(record), indent=2) + "\n")
+    atomic.write_text(record_path(final), json.dumps(record.document(), indent=2) + "\n")
 
 
 def record_path(weights: Path) -> Path:

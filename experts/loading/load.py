@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from spandrel import MAIN_REGISTRY, ArchRegistry, ArchSupport, ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
-from experts.call import NetworkCall, call_plainly, without_meshgrid_warning
+from experts.call import without_meshgrid_warning
+from experts.loading.code import load_code_network
 from experts.loading.edsr import EDSRArch
 from experts.loading.hit import HiTSRFArch
+from experts.loading.loaded import LoadedNetwork, key_trouble
 from experts.loading.weights import ARCHITECTURE_KEY, StateFile, header_hyperparameters
 from experts.native.architectures import native_architectures
 from experts.spec import Padding
@@ -32,20 +33,6 @@ log = logging.getLogger(__name__)
 RANDOM_ARCHITECTURES = ("AuraSR",)
 
 
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A frozen network in eval mode and what spandrel knows of it.
-
-    `call` runs it on an image in [0, 1]: a few (IPT, MMRealSR) take another range or give more than the image.
-    """
-
-    network: nn.Module
-    architecture: str
-    parameters: int
-    padding: Padding
-    call: NetworkCall = call_plainly
-
-
 @lru_cache(maxsize=1)
 def registry() -> ArchRegistry:
     """spandrel's architectures and ours; spandrel's own registry stays as it is."""
@@ -56,9 +43,13 @@ def registry() -> ArchRegistry:
 
 
 @without_meshgrid_warning()
-def load_network(state: StateFile, spec: ExpertSpec) -> LoadedNetwork:
+def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False) -> LoadedNetwork:
     """Tensors -> the network they belong to, every key matched, every value finite, the scale right, frozen."""
     _require_finite(state)
+    if spec.code is not None:
+        loaded = load_code_network(state, spec, spec.code, trust=trust_code)
+        _require_agreement(state, "parameter count", spec.parameters, loaded.parameters)
+        return loaded
     descriptor = _detect_and_load(state)
     architecture = str(descriptor.architecture.id)
     _require_agreement(state, "architecture", spec.architecture or state.header.get(ARCHITECTURE_KEY), architecture)
@@ -84,17 +75,17 @@ def load_network(state: StateFile, spec: ExpertSpec) -> LoadedNetwork:
 
 
 def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:
-    """spandrel tells the architecture by the keys and loads them strictly."""
+    """spandrel recognises the architecture by the keys and loads them strictly."""
     try:
         descriptor = ModelLoader(registry=registry()).load_from_state_dict(dict(state.tensors))
     except UnsupportedModelError:
         raise Refusal(
             "no known architecture has these keys",
             where=state.path,
-            cure="give a file of an architecture that spandrel knows, or put its output images in as images:FOLDER",
+            cure="name the code that builds it as code:net.py:Net:FILE, or put its output images in as images:FOLDER",
         ) from None
     except RuntimeError as error:
-        raise Refusal(_key_trouble(error), where=state.path, cure="give the complete, unchanged weights file") from None
+        raise Refusal(key_trouble(error), where=state.path, cure="give the complete, unchanged weights file") from None
     except Exception as error:  # detection code of forty architectures meets an arbitrary file
         trouble = f"its keys do not fit together ({type(error).__name__}: {error})"
         raise Refusal(trouble, where=state.path, cure="give the complete, unchanged weights file") from error
@@ -105,7 +96,7 @@ def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:
 
 
 def _as_specified(network: nn.Module, wanted: dict[str, Any], state: StateFile) -> nn.Module:
-    """Rebuild the network where the file alone made spandrel guess otherwise than the catalog says.
+    """Rebuild the network where the file alone made spandrel guess otherwise than the catalog has it.
 
     Some settings leave no trace in the tensors (GRL's anchor factor, EDSR's residual scale): both readings load
     strictly and give different images. Whatever does leave a trace still has to match, or loading fails.
@@ -121,11 +112,11 @@ def _as_specified(network: nn.Module, wanted: dict[str, Any], state: StateFile) 
         rebuilt = type(network)(**{**guessed, **wanted})
         rebuilt.load_state_dict(network.state_dict())
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        told = ", ".join(f"{key}={guessed[key]!r}" for key in differing)
-        what = f"does not fit the expert's hyperparameters (the file says {told}): {_key_trouble(error)}"
+        guesses = ", ".join(f"{key}={guessed[key]!r}" for key in differing)
+        what = f"does not fit the expert's hyperparameters (read from the file: {guesses}): {key_trouble(error)}"
         raise Refusal(what, where=state.path, cure="name the right expert, or give the file by its path") from None
     _require_same_buffers(rebuilt, state)
-    log.debug("%s: built with %s, which the tensors do not tell", state.path.name, differing)
+    log.debug("%s: built with %s, which leave no trace in the tensors", state.path.name, differing)
     return rebuilt
 
 
@@ -169,11 +160,3 @@ def _same(a: object, b: object) -> bool:
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return abs(a - b) <= 1e-6 * max(1.0, abs(b))
     return a == b
-
-
-def _key_trouble(error: Exception) -> str:
-    """torch's many lines about keys -> the first of them."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) < 2:
-        return lines[0] if lines else type(error).__name__
-    return lines[1][:200]

@@ -28,7 +28,7 @@ ARCHITECTURE_KEY = "architecture"
 
 @dataclass(frozen=True)
 class StateFile:
-    """A weights file as read: tensors, what its header says, and its hash."""
+    """A weights file as read: tensors, header and hash."""
 
     path: Path
     tensors: dict[str, Any]
@@ -93,7 +93,7 @@ def read_state_file(path: Path, sha256: str | None = None) -> StateFile:
 
 
 def header_hyperparameters(state: StateFile) -> dict[str, Any]:
-    """What the file's own header says of the network's construction (our files do; most others do not)."""
+    """The hyperparameters in the file's own header (our files do; most others do not)."""
     text = state.header.get(HYPERPARAMETERS_KEY)
     if text is None:
         return {}

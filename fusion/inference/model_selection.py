@@ -105,8 +105,9 @@ def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> ModelSelection:
 
 
 def _name(expert: str) -> str:
-    """What an expert is called in a model: a file goes by its name without the ending."""
-    return Path(expert).stem if Path(expert).is_file() else expert
+    """What an expert is called in a model: a file goes by its name without the ending, also behind its code."""
+    file = expert.rpartition(":")[2] if expert.startswith("code:") else expert
+    return Path(file).stem if Path(file).is_file() else expert
 
 
 # LR pixels of surroundings that the fusion itself is given beyond those of the experts. Its large kernels and its

@@ -33,8 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
     add = parser.add_argument_group("model").add_argument
     add("-n", "--model", default=DEFAULT, help="default, none, a folder, a file, or a name on the Hub")
-    add("--experts", help="comma-separated names, files or images:FOLDER; any subset of those the model knows")
+    add("--experts", help="names, files, code:... or images:FOLDER, as a,b,c; any of those the model knows")
     add("--config", type=Path, help="a YAML file with further experts")
+    add(
+        "--trust-code",
+        action="store_true",
+        help="run the Python file of an expert that is given as code:...",
+    )
     add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")
     add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the experts")
     add("--compile", action="store_true", help="torch.compile the experts: slow to start, faster over many images")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import experts.open as opening
 from cache_tools.__main__ import main as cache_main
 from experts.__main__ import main
-from experts.find_tap import find_tap
+from experts.loading.find_tap import find_tap
 from experts.open import open_experts
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, Padding, Tap, WeightsSource

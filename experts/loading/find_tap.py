@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from experts.call import NetworkCall, call_plainly
+from experts.loading.probe_image import probe_image
+from experts.loading.trace import trace_forward
 from experts.pad import padded_length
 from experts.spec import Tap
 from experts.tap import as_maps, caught_outputs
-from experts.trace import trace_forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +39,7 @@ SPOT_ERROR = 2.0  # LR pixels between the spot and where the features changed mo
 
 
 @dataclass(frozen=True)
-class Probe:
+class TapProbe:
     """An image and the two changed copies of it that show whether a map lies on its grid."""
 
     lr_BCHW: Tensor
@@ -61,7 +62,7 @@ def find_tap(network: nn.Module, padding: Padding, call: NetworkCall = call_plai
     """The layer to tap, or None where no layer gives a map on the image's grid. Equal networks give equal answers."""
     probe = make_probe(padding)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    probe = Probe(probe.lr_BCHW.to(device), probe.shift, probe.spot)
+    probe = TapProbe(probe.lr_BCHW.to(device), probe.shift, probe.spot)
     with torch.no_grad():
         candidates = candidate_taps(network, probe.lr_BCHW, call)[-TRIES:]
         if not candidates:
@@ -79,25 +80,15 @@ def find_tap(network: nn.Module, padding: Padding, call: NetworkCall = call_plai
     return None
 
 
-def make_probe(padding: Padding) -> Probe:
-    """A seeded image as small as the network's padding lets a shift be seen on it, its sides unequal.
+def make_probe(padding: Padding) -> TapProbe:
+    """An image as small as the network's padding lets a shift be seen on it, its sides unequal.
 
     Unequal sides tell (B, C, H, W) from (B, H, W, C), maps from attention matrices, and rows from columns.
     """
     shift = padded_length(8, padding.model_copy(update={"minimum": 1}))
     height = padded_length(max(48, 2 * shift + 2 * MARGIN), padding)
     width = padded_length(height + 8, padding)
-    generator = torch.Generator().manual_seed(0)
-    coarse, fine = (
-        torch.nn.functional.interpolate(
-            torch.rand(1, IMAGE_CHANNELS, height // cell, width // cell, generator=generator),
-            (height, width),
-            mode="bilinear",
-            align_corners=False,
-        )
-        for cell in (8, 1)
-    )
-    return Probe((0.7 * coarse + 0.3 * fine).clamp(0, 1), shift, (height // 2 - 3, width // 2 + 5))
+    return TapProbe(probe_image(height, width), shift, (height // 2 - 3, width // 2 + 5))
 
 
 def candidate_taps(network: nn.Module, lr_BCHW: Tensor, call: NetworkCall = call_plainly) -> list[Tap]:
@@ -160,7 +151,7 @@ def _moves_with_image(plain_BCHW: Tensor, shifted_BCHW: Tensor, shift: int) -> b
 def _changes_at_spot(plain_BCHW: Tensor, spotted_BCHW: Tensor, spot: tuple[int, int]) -> bool:
     """Whether the features changed most where the image did: a map with a border of its own fails here."""
     change_HW = (spotted_BCHW - plain_BCHW).square().sum((0, 1))
-    near_HW = change_HW * (change_HW > 0.25 * change_HW.amax())  # what spreads thinly says nothing of the place
+    near_HW = change_HW * (change_HW > 0.25 * change_HW.amax())  # a thin spread would pull the centre
     total = float(near_HW.sum())
     if total == 0:
         return False

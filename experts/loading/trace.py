@@ -29,7 +29,7 @@ SHUFFLE = "pixel_shuffle"
 
 @dataclass(frozen=True)
 class Map:
-    """One output of one layer: `order` counts all calls of the forward, `key` tells tensors apart."""
+    """One output of one layer: `order` counts all calls of the forward, `key` identifies the tensor."""
 
     path: str
     shape: tuple[int, ...]
