@@ -110,14 +110,10 @@ class HiTSRF(nn.Module):
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
         self.patch_embed = nn.Module()
         self.patch_embed.norm = nn.LayerNorm(embed_dim)
-        self.layers = nn.Sequential(
-            *(
-                BlockGroup(
-                    [Block(embed_dim, heads, base_win_size, windows[i], mlp_ratio) for i in range(depth)], embed_dim
-                )
-                for depth, heads in zip(depths, num_heads, strict=True)
-            )
-        )
+        self.layers = nn.Sequential()
+        for depth, heads in zip(depths, num_heads, strict=True):
+            blocks = [Block(embed_dim, heads, base_win_size, windows[index], mlp_ratio) for index in range(depth)]
+            self.layers.append(BlockGroup(blocks, embed_dim))
         self.norm = nn.LayerNorm(embed_dim)
         self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
         self.upsample = nn.Sequential(
