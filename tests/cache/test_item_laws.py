@@ -106,7 +106,7 @@ def test_what_is_stored_is_read_by_tiles_whole_and_by_h5py(
             assert stored.dtype == array.dtype
             np.testing.assert_array_equal(stored[...], array)
             crcs: Any = opened[f"crc/{name}"]
-            assert crcs.shape == header.tiles
+            assert (crcs.shape, crcs.dtype) == (header.tiles, np.uint32)
             for tile in np.ndindex(*header.tiles):
                 chunk = stored.id.read_direct_chunk(dataset_specs(header)[name].origin(*tile))[1]
                 assert crcs[tile] == zlib.crc32(chunk)
