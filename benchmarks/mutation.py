@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +23,12 @@ from imaging.paths import ROOT
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     Results = dict[str, str]  # mutant -> what became of it
 
 FIRST = "fusion.training.judge.gate.*"  # few and fast, tried in full: mutmut makes the mutants of all files on the way
-NOTICED = {"killed", "timeout", "segfault"}
+NOTICED, NOT_TRIED = {"killed", "timeout", "segfault"}, "not checked"
 NOTES = "\n## Notes\n"
 
 
@@ -61,29 +60,30 @@ def sampled(results: Results, count: int, seed: int) -> list[str]:
     return chosen
 
 
-def as_text(after: Results, before: Results, words: str) -> str:
+def as_text(now: Results, before: Results, words: str) -> str:
     """The table, and each survivor's change."""
     lines = ["# Mutation testing", "", f"Recorded {date.today().isoformat()} by", ""]
     lines += [f"    python -m benchmarks.mutation {words}", ""]
-    lines += ["Noticed: a test fails, or the run does not end. All figures but the first are of the mutants tried.", ""]
-    lines += ["| file | mutants | tried | noticed before | noticed now |", "|---|---|---|---|---|"]
-    total = Counter[str]()
-    for module, names in _by_module(after).items():
-        tried = [name for name in names if after[name] != "not checked"]
-        earlier = [name for name in names if before.get(name, "not checked") != "not checked"]
-        counts = Counter(
-            mutants=len(names),
-            tried=len(tried),
-            now=_noticed(after, tried),
-            earlier=len(earlier),
-            before=_noticed(before, earlier),
-        )
-        total += counts
-        lines.append(f"| {module.replace('.', '/')}.py {_row(counts)}")
-    lines += [f"| all {_row(total)}", "", "## Survivors", ""]
-    survivors = [name for name, fate in after.items() if fate not in NOTICED | {"not checked"}]
+    lines += ["Noticed: a test fails, or the run does not end. A sample of each file's mutants was tried.", ""]
+    rows = [["file", "mutants", "noticed", *["noticed before"] * bool(before)], ["---"] * (3 + bool(before))]
+    for module, names in _by_module(now).items():
+        rows.append([f"{module.replace('.', '/')}.py", *_cells(names, now, before)])
+    rows.append(["all", *_cells(list(now), now, before)])
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", "## Survivors", ""]
+    survivors = [name for name, fate in now.items() if fate not in NOTICED | {NOT_TRIED}]
     lines += [f"- `{name.partition('__mutmut_')[0]}`: {change(_mutmut('show', name))}" for name in survivors]
     return "\n".join(lines) + "\n"
+
+
+def _cells(names: Sequence[str], now: Results, before: Results) -> list[str]:
+    """How many there are, and for each run how many of those tried were noticed."""
+    cells = [str(len(names))]
+    for results in (now, before) if before else (now,):
+        tried = [name for name in names if results.get(name, NOT_TRIED) != NOT_TRIED]
+        noticed = sum(results[name] in NOTICED for name in tried)
+        cells.append(f"{noticed} of {len(tried)}, {noticed / len(tried):.0%}" if tried else "")
+    return cells
 
 
 def change(diff: str) -> str:
@@ -93,18 +93,6 @@ def change(diff: str) -> str:
         for sign in "-+"
     )
     return f"`{gone}` to `{come}`"
-
-
-def _row(counts: Mapping[str, int]) -> str:
-    rates = [
-        f"{counts[noticed]} of {counts[of]}, {counts[noticed] / counts[of]:.0%}" if counts[of] else ""
-        for noticed, of in (("before", "earlier"), ("now", "tried"))
-    ]
-    return f"| {counts['mutants']} | {counts['tried']} | {rates[0]} | {rates[1]} |"
-
-
-def _noticed(results: Results, names: Sequence[str]) -> int:
-    return sum(results[name] in NOTICED for name in names)
 
 
 def _by_module(results: Results) -> dict[str, list[str]]:

@@ -106,7 +106,7 @@ def test_what_is_stored_is_read_by_tiles_whole_and_by_h5py(
             assert stored.dtype == array.dtype
             np.testing.assert_array_equal(stored[...], array)
             crcs: Any = opened[f"crc/{name}"]
-            assert crcs.shape == header.tiles
+            assert (crcs.shape, crcs.dtype) == (header.tiles, np.uint32)
             for tile in np.ndindex(*header.tiles):
                 chunk = stored.id.read_direct_chunk(dataset_specs(header)[name].origin(*tile))[1]
                 assert crcs[tile] == zlib.crc32(chunk)
@@ -248,11 +248,11 @@ def test_each_tile_of_each_dataset_is_checked_for_itself(tmp_path: Path, check: 
         )
 
 
-@pytest.mark.parametrize("check", ["first", "always"])
-def test_what_was_once_intact_is_trusted_only_where_that_is_asked_for(tmp_path: Path, check: Any) -> None:
+@pytest.mark.parametrize("check", [None, "first", "always"])
+def test_what_was_once_intact_is_trusted_but_where_always_is_asked_for(tmp_path: Path, check: Any) -> None:
     header = header_of(20, 20, "images")
     path = store(tmp_path, header, arrays_for(header))
-    file = TileFile(path, check)
+    file = TileFile(path) if check is None else TileFile(path, check)
     good = file.tile((0, 0), ["lr"])["lr"].copy()
     place = int(file.layout.datasets["lr"].offset[0, 0])
     content = bytearray(path.read_bytes())

@@ -246,6 +246,19 @@ def test_what_an_expert_must_not_say_does_not_reach_the_disk(tmp_path: Path, wro
         assert f"expert e1 on item {loaded.job.id}" in str(caught.value)
 
 
+@pytest.mark.parametrize(("profile", "says"), [("lossless", "image holds NaN"), ("half", "16-bit")])
+def test_what_a_profile_cannot_hold_is_refused_by_name(tmp_path: Path, profile: str, says: str) -> None:
+    recipe, loaded, outputs, _ = loaded_and_outputs(tmp_path, profile=profile)
+    last = outputs[1]
+    assert last.feat_BCHW is not None
+    if profile == "half":
+        outputs[1] = ExpertOutput(last.sr_BCHW, last.feat_BCHW + 1e5)
+    else:
+        outputs[1] = ExpertOutput(last.sr_BCHW / 0, last.feat_BCHW)
+    with pytest.raises(Refusal, match=f"^expert e1 on item {loaded.job.id}: .*{says}"):
+        encode_item(recipe, loaded, outputs)
+
+
 def test_as_many_outputs_as_experts(tmp_path: Path) -> None:
     recipe, loaded, outputs, _ = loaded_and_outputs(tmp_path, profile="compact")
     with pytest.raises(ValueError, match="longer"):

@@ -17,8 +17,8 @@ from cache_tools.write.recipe import ExtractSettings
 from fusion.budget import fit as budget_fit
 from fusion.budget.cells import Cells, blends, errors_of_fusion, fused_images, gather, selection_weights
 from fusion.budget.curve import SHARES, as_text, curve, tile_text
-from fusion.budget.fit import ENOUGH, expected_error, fit, make_menu
-from fusion.budget.model import BudgetModel, measure_cells
+from fusion.budget.fit import ENOUGH, expected_error, fit, fit_after_training, make_menu
+from fusion.budget.model import BUDGET_FILE, BudgetModel, measure_cells
 from fusion.budget.plan import GainPrediction, plan_share, predict_tile
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.base.blend import BaseBlend, BaseRecord
@@ -291,6 +291,45 @@ def test_a_fusion_is_dearer_to_learn_from_than_a_blend(taps: Path, monkeypatch: 
     blended, record = fit(taps, seconds, model=model)
     assert (blended.cells, blended.gains_of) == (sum(cells), "blend")
     assert record is model.base.record
+
+
+def test_after_training_the_budget_lies_beside_the_model(taps: Path, tmp_path: Path) -> None:
+    """A trained fusion learns from what was held out, a closed form from what was trained on; both say where."""
+    reader, model = CacheReader(taps), fused_model(CacheReader(taps))
+    items, costs = [entry.id for entry in reader.entries], {"e0": 1.0, "e1": 2.0}
+    for verdict, cells in (("fused", 2 * 3 + 3 * 3), ("base", 2 * 2)):
+        model.record = model.record.model_copy(update={"verdict": verdict})
+        file = tmp_path / verdict / "model.safetensors"
+        save_model(model, file)
+        given = {"training_items": items[2:], "held_out_items": items[:2], "device": "cpu"}
+        assert fit_after_training(file, taps, ("e0", "e1"), lambda: costs, **given) == BUDGET_FILE
+        found = load_settings(BudgetModel, file.parent / BUDGET_FILE)
+        assert (found.cells, found.measured_on, found.seconds) == (cells, "cpu", costs)
+        assert found.gains_of == ("fusion" if verdict == "fused" else "blend")
+
+
+@pytest.mark.parametrize(
+    ("costs", "says"),
+    [
+        ({"e0": 1.0, "e1": None}, "cache was made with: e1"),
+        ({"e0": 1.0, "e1": 2.0, "e2": 3.0}, "not the networks that the cache was made with"),
+        (None, "cannot be timed: bench: broken"),
+    ],
+)
+def test_a_budget_that_cannot_be_had_is_told_and_does_not_spoil_the_training(
+    taps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, costs: dict[str, float | None] | None, says: str
+) -> None:
+    def time_experts() -> dict[str, float | None]:
+        if costs is None:
+            raise Refusal("broken", where="bench", cure="mend it")
+        return costs
+
+    given = {"training_items": [], "held_out_items": [], "device": "cpu"}
+    file = tmp_path / "model.safetensors"
+    with caplog.at_level("WARNING"):
+        assert fit_after_training(file, taps, ("e0", "e1"), time_experts, **given) is None
+    assert says in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_truth_there_is_nothing_to_learn(tmp_path: Path) -> None:

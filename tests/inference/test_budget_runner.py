@@ -1,4 +1,4 @@
-"""A budget at work: where its budget_model is found, and the layers of a tile by the experts that were bought."""
+"""A budget at work: where its model is found, and the layers of a tile by the experts that were bought."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusion.budget.model import BUDGET_FILE, MEASURES
 from fusion.budget.run import BudgetRunner, find_budget_model
-from fusion.inference.ensemble import EIGHTFOLD, PLAIN, Fused, Place, layer_names, plain_mean, run_tile
+from fusion.inference.ensemble import EIGHTFOLD, PLAIN, Answer, Fused, Place, layer_names, plain_mean, run_tile
 from fusion.inference.jobs import make_jobs, measure_jobs
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.upscale import Grid
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from fusion.inference.ensemble import Answer, Ensemble
+    from fusion.inference.ensemble import Ensemble
 
 
 @pytest.fixture
@@ -91,6 +91,25 @@ def test_layers_of_a_bought_tile(names: tuple[str, ...], turns: tuple[int, ...],
         torch.testing.assert_close(layers[f"gate/{name}"], expected)
     maps = run_tile(ensemble, lr_BCHW, place, turns=turns, names=names, maps=True)
     torch.testing.assert_close(layers["difficulty"], maps[-1])
+
+
+def test_the_expert_that_runs_for_the_report_knows_where_its_tile_lies(picture: Path) -> None:
+    """A folder of images looks its answer up by the place: also where the plan has another expert."""
+
+    def brightened(lr_BCHW: torch.Tensor, place: Place, _turn: int) -> Answer:
+        return Answer(enlarge(lr_BCHW) + (place.left + 10 * place.top) / 1000, None)
+
+    ensemble = ensemble_of(cheap=enlarge, dear=enlarge)
+    ensemble = replace(ensemble, experts={**ensemble.experts, "cheap": brightened})
+    menu, gains = [["cheap"], ["dear"], ["cheap", "dear"]], [[0.0] * len(MEASURES)] * 2
+    runner = BudgetRunner(budget_model_for("cheap", "dear", menu=menu, gains=gains), 0.5, None)
+    grid = Grid.of(60, 130, 0, 4, 1)
+    sized, _ = measure_jobs(make_jobs(picture, picture.parent / "out"))
+    runner.plan(sized, lambda _source: grid)
+    runner._plans["in"].chosen_PQ[0, 0] = 1
+    lr_BCHW = image(10, 14)
+    found = runner.run_tile(ensemble, lr_BCHW, Place("in", 2, 5, 60, 130), maps=True)
+    torch.testing.assert_close(found[3:6], enlarge(lr_BCHW)[0] + 0.025)
 
 
 def test_layers_have_the_names_they_have_without_a_budget() -> None:
