@@ -153,18 +153,18 @@ def test_cancelling_passes_through(bases: Path) -> None:
 
 
 def test_out_of_memory_goes_on_in_smaller_tiles_and_warns(bases: Path) -> None:
-    refiner, said = opened(bases, "tsdsr"), list[str]()
+    refiner, warnings = opened(bases, "tsdsr"), list[str]()
 
     def full(_module: Any, inputs: Any) -> None:
         if inputs[0].shape[-1] > 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     refiner.model.pos_embed.register_forward_pre_hook(full)
-    assert repaint(refiner, image_of(300, 330), "none", say=said.append).shape == (3, 300, 330)
-    assert said == ["the diffusion model: out of memory at tiles of 64 latents; went on with tiles of 32"]
+    assert repaint(refiner, image_of(300, 330), "none", warn=warnings.append).shape == (3, 300, 330)
+    assert warnings == ["the diffusion model: out of memory at tiles of 64 latents; went on with tiles of 32"]
     refiner.model.pos_embed.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(Refusal, match="out of memory even in tiles of 16"):
-        repaint(refiner, image_of(300, 330), "none", say=said.append)
+        repaint(refiner, image_of(300, 330), "none", warn=warnings.append)
 
 
 def test_overflow_is_refused(bases: Path) -> None:
