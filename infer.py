@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experts.open import open_experts
+from experts.catalog import load_catalog
+from experts.open import fetched_experts, open_experts
 from experts.run import NetworkExpert
 from experts.words import split_words
 from fusion.budget.run import find_budget_model
@@ -26,7 +27,6 @@ from fusion.inference.model_selection import (
     FUSION_MARGIN,
     FUSION_MULTIPLE,
     ModelSelection,
-    default_folder,
     fuse_with,
     model_sha256,
     select_model,
@@ -71,7 +71,7 @@ def command_line(arguments: Sequence[str]) -> int:
     words = parser.parse_args(arguments)
     request = request_of(words)
     if request.budget_model is None and not (request.options.budget is None and request.options.max_loss is None):
-        request = replace(request, budget_model=find_budget_model(words.model, default_folder()))
+        request = replace(request, budget_model=find_budget_model(words.model))
     device = words.device or best_device()
     refiner = None
     if request.options.refine is not None:  # before the experts: it is what is most likely to be incomplete
@@ -99,13 +99,14 @@ def build(
     trust_code: bool = False,
 ) -> Ensemble:
     """Open the experts, load the fusion model, check that they belong together."""
-    selection = select_model(model, wanted, default_folder())
+    selection = select_model(model, wanted)
     where = find_device(device)
     fusion = selection.fusion
     # Without a fusion model nobody reads features: a known tap is kept, since it is part of the images' manifest.
     features = "find" if fusion is not None else "known"
+    sources = fetched_experts(selection.experts, load_catalog(config)) if selection.of_preset else selection.experts
     experts = open_experts(
-        selection.experts, device=where, precision=precision, config=config, features=features, trust_code=trust_code
+        sources, device=where, precision=precision, config=config, features=features, trust_code=trust_code
     )
     if fusion is not None:
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
@@ -129,6 +130,7 @@ def build(
             **({"compiled": True} if compiled else {}),  # sums in another order: equal only up to rounding
         },
         device=where,
+        sources=tuple(sources),
         can_probe=len(networks) == len(experts),
         has_difficulty=fusion is not None and fusion.gating is not None and fusion.record.verdict != "base",
     )

@@ -118,8 +118,8 @@ def _enlarged(planes_CHW: Tensor, name: str = "image", *, ensemble: Ensemble, ti
     lr_BCHW = planes_CHW[:colours].expand(3, -1, -1).contiguous()[None]
     side = choose_tile(ensemble, max(height, width))[0] if tile is None else tile
     grid = Grid.of(height, width, side, ensemble.margin, ensemble.multiple)
-    ask = partial(run_tile, ensemble, turns=EIGHTFOLD if tta else PLAIN)
-    retry = OutOfMemoryRetry(ask, ensemble.margin, ensemble.multiple)
+    run_tile_on = partial(run_tile, ensemble, turns=EIGHTFOLD if tta else PLAIN)
+    retry = OutOfMemoryRetry(run_tile_on, ensemble.margin, ensemble.multiple)
 
     def answer(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
         part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop].to(ensemble.device)

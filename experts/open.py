@@ -19,13 +19,14 @@ from experts.catalog import Catalog, load_catalog
 from experts.image_folder import ImageFolderExpert
 from experts.loading.find_tap import find_tap
 from experts.loading.load import load_network
-from experts.loading.weights import SUFFIXES, read_state_file, require_weights, verify
+from experts.loading.weights import SUFFIXES, find_weights, read_state_file, require_weights, verify
 from experts.pad import padded_length
 from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
 from experts.tap import as_maps, caught_outputs, find_layer
 from experts.words import CODE_PREFIX, parse_code_word
 from imaging.device import find_device
+from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -65,6 +66,25 @@ def open_experts(
         if names.count(name) > 1:
             raise Refusal(f"the name '{name}' stands for two experts", where="experts", cure="rename one of them")
     return opened
+
+
+def fetched_experts(wanted: Sequence[str], catalog: Catalog) -> tuple[str, ...]:
+    """`wanted` without those that can be fetched and have not been, said in a line; refused if that leaves none."""
+    missing = [name for name in wanted if _can_be_fetched(name, catalog)]
+    if not missing:
+        return tuple(wanted)
+    what, cure = f"the weights of {', '.join(missing)} are missing", f"`python -m experts fetch {' '.join(missing)}`"
+    present = tuple(one for one in wanted if one not in missing)
+    if not present:
+        raise Refusal(what, where=pretrained_folder(), cure=f"run {cure}")
+    log.warning("%s: going on with %s alone; %s gets the others", what, ", ".join(present), cure)
+    return present
+
+
+def _can_be_fetched(name: str, catalog: Catalog) -> bool:
+    """Its weights are missing, and the catalog has their address."""
+    spec = catalog.find(name)
+    return spec is not None and find_weights(spec) is None and any(one.url for one in spec.weights)
 
 
 def open_expert(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fusion.budget.model import BUDGET_FILE, BudgetModel
 from fusion.budget.plan import as_plan, plan_loss, plan_share, predict_gains
 from fusion.inference.ensemble import PLAIN, Ensemble, Place, run_tile
-from fusion.inference.model_selection import DEFAULT
+from fusion.inference.model_selection import ModelPreset, find_preset
 from fusion.inference.source import read_source
 from imaging.dihedral import transform, undo
 from imaging.refusal import Refusal
@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     GridOf = Callable[[Source], Grid]
 
 
-def find_budget_model(model: str, pretrained: Path) -> Path:
-    """budget.json in the named fusion model's folder, or beside its file, where train.py writes it."""
-    path = pretrained if model == DEFAULT else Path(model)
-    found = (path if path.is_dir() else path.parent) / BUDGET_FILE
+def find_budget_model(model: str) -> Path:
+    """The preset's own, or budget.json in the fusion model's folder or beside its file, where train.py writes it."""
+    preset, path = find_preset(model), Path(model)
+    if preset is not None:
+        found = preset.parent / load_settings(ModelPreset, preset).budget
+    else:
+        found = (path if path.is_dir() else path.parent) / BUDGET_FILE
     if found.is_file():
         return found
     cure = "add --budget-model FILE from `python -m fusion fit-budget`, or train the model by train.py from a cache"

@@ -79,6 +79,7 @@ class Ensemble:
     device: torch.device
     has_difficulty: bool = False
     can_probe: bool = True  # False where an expert is a folder of images: it has none for a test tile
+    sources: tuple[str, ...] = ()  # by what word or file each expert is opened again
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """`--model` and `--experts` -> which experts to open, and the callable that fuses tiles of any subset of them.
 
-A model is `default` (pretrained/default.yaml), `none`, a folder with a `default.yaml` of its own or with a fusion
-model, a fusion model's file, a single expert's weights file, or a name on the Hub.
+A model is a preset (`default`, `strong`: a YAML file of that name among the weights), `none`, a folder with a
+`default.yaml` of its own or with a fusion model, a fusion model's file, a single expert's weights file, or a name on
+the Hub.
 Axes: B batch, E experts, C channels, H and W of the LR tile.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,37 +36,44 @@ if TYPE_CHECKING:
 
 DEFAULT, NONE = "default", "none"
 DEFAULT_FILE = "default.yaml"
+PRESET_NAME = re.compile(r"[A-Za-z0-9_-]+")  # what can be no path and no id on the Hub
 
 
-class DefaultModel(Settings):
-    """A folder's `default.yaml`: experts by name or by a file in that folder, and the fusion file or null."""
+class ModelPreset(Settings):
+    """`NAME.yaml` in a folder of weights: experts by name or by a file there, the fusion file or null, its budget."""
 
     experts: tuple[str, ...] = Field(min_length=1)
     fusion: str | None = None
+    budget: str = "budget.json"
 
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """Experts to open, in order; the fusion model in eval mode or None; where it came from."""
+    """Experts to open, in order; the fusion model in eval mode or None; where it came from.
+
+    Experts `of_preset` were not chosen by the user: those that are not fetched yet may be left out.
+    """
 
     experts: tuple[str, ...]
     fusion: FusionSR | None
     source: str
+    of_preset: bool = False
 
 
-def select_model(model: str, experts: Sequence[str] | None, pretrained: Path) -> ModelSelection:
+def select_model(model: str, experts: Sequence[str] | None) -> ModelSelection:
     """Read what `model` names; `experts` replaces its own, and a fusion model must know each of them."""
     wanted = tuple(experts) if experts else None
     if model == NONE:
         if wanted is None:
             raise Refusal("names no experts", where="--model none", cure="add --experts a,b")
         return ModelSelection(wanted, None, NONE)
-    if model == DEFAULT:
-        return _of_folder(pretrained, wanted)
+    preset = find_preset(model)
+    if preset is not None:
+        return _of_preset(preset, wanted)
     path = Path(model)
     if path.is_dir() and not (path / FILE_NAME).is_file():
         if (path / DEFAULT_FILE).is_file():
-            return _of_folder(path, wanted)
+            return _of_preset(path / DEFAULT_FILE, wanted)
         cure = f"put {FILE_NAME} or {DEFAULT_FILE} there, or name another model"
         raise Refusal("holds no model", where=path, cure=cure)
     if path.is_file() and not is_fusion_file(path):
@@ -76,10 +85,12 @@ def select_model(model: str, experts: Sequence[str] | None, pretrained: Path) ->
     return ModelSelection(wanted or fusion.settings.names, fusion, model)
 
 
-def default_folder() -> Path:
-    """The first folder of weights with a `default.yaml`: the one of `--model default` and of its budget head."""
-    found = find_pretrained(DEFAULT_FILE)
-    return pretrained_folder() if found is None else found.parent
+def find_preset(model: str) -> Path | None:
+    """The file of a preset, in the first folder of weights that has it; `default` has one even where it is missing."""
+    if not PRESET_NAME.fullmatch(model):
+        return None
+    found = find_pretrained(f"{model}.yaml")
+    return pretrained_folder() / DEFAULT_FILE if found is None and model == DEFAULT else found
 
 
 def is_fusion_file(path: Path) -> bool:
@@ -90,18 +101,18 @@ def is_fusion_file(path: Path) -> bool:
         return FORMAT.encode() in stream.read(min(length, 1 << 20))
 
 
-def _of_folder(folder: Path, wanted: tuple[str, ...] | None) -> ModelSelection:
-    settings = load_settings(DefaultModel, folder / DEFAULT_FILE)
+def _of_preset(file: Path, wanted: tuple[str, ...] | None) -> ModelSelection:
+    settings, folder = load_settings(ModelPreset, file), file.parent
     named = tuple(str(folder / one) if (folder / one).is_file() else one for one in settings.experts)
     fusion = None if settings.fusion is None else FusionSR.from_pretrained(str(folder / settings.fusion))
-    # Experts chosen by hand are not the default's: without a model that knows them there is nothing to fuse them by.
+    # Experts chosen by hand are not the preset's: without a model that knows them there is nothing to fuse them by.
     if fusion is not None and wanted is not None and not set(map(_name, wanted)) <= set(fusion.settings.names):
         raise Refusal(
-            f"the model in {folder} does not know all of {', '.join(wanted)}",
+            f"the model of {file} does not know all of {', '.join(wanted)}",
             where="--experts",
             cure=f"choose among {', '.join(fusion.settings.names)}, or add --model none for their plain mean",
         )
-    return ModelSelection(wanted or named, fusion, str(folder / DEFAULT_FILE))
+    return ModelSelection(wanted or named, fusion, str(file), of_preset=wanted is None)
 
 
 def _name(expert: str) -> str:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--depth", choices=list(_DEPTHS), default=AUTO, help="bits per channel; auto: as the input")
     add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
     add = parser.add_argument_group("model").add_argument
-    add("-n", "--model", default=DEFAULT, help="default, none, a folder, a file, or a name on the Hub")
+    add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
     add("--experts", help="names, files, code:... or images:FOLDER, as a,b,c; any of those the model knows")
     add("--config", type=Path, help="a YAML file with further experts")
     add(

@@ -119,7 +119,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fusion serve", description=__doc__)
     add = parser.add_argument_group("model, as for infer.py").add_argument
-    add("-n", "--model", default=DEFAULT, help="default, none, a folder, a file, or a name on the Hub")
+    add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
     add("--experts", help="comma-separated names or files")
     add("--config", type=Path, help="a YAML file with further experts")
     add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")

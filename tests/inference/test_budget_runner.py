@@ -33,17 +33,18 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "in.png"
 
 
-def test_the_budget_model_lies_beside_the_model(tmp_path: Path) -> None:
-    (tmp_path / "shipped").mkdir()
-    (tmp_path / "own").mkdir()
+def test_the_budget_model_lies_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAMPIONSHIP_SR_PRETRAINED", str(tmp_path / "shipped"))
     for folder in ("shipped", "own"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "default.yaml").write_text("experts: [edsr-s]\n")
         with pytest.raises(Refusal, match="no budget model beside it"):
-            find_budget_model(DEFAULT if folder == "shipped" else str(tmp_path / folder), tmp_path / "shipped")
+            find_budget_model(DEFAULT if folder == "shipped" else str(tmp_path / folder))
         (tmp_path / folder / BUDGET_FILE).touch()
     assert BUDGET_FILE == "budget.json"
-    assert find_budget_model(DEFAULT, tmp_path / "shipped") == tmp_path / "shipped" / BUDGET_FILE
+    assert find_budget_model(DEFAULT) == tmp_path / "shipped" / BUDGET_FILE
     for model in (tmp_path / "own", tmp_path / "own" / "model.safetensors"):
-        assert find_budget_model(str(model), tmp_path / "shipped") == tmp_path / "own" / BUDGET_FILE
+        assert find_budget_model(str(model)) == tmp_path / "own" / BUDGET_FILE
 
 
 GATES = {"dear": 0.7, "cheap": 0.2, "fair": 0.1}

@@ -10,7 +10,8 @@ import pytest
 from championship_sr.command import dispatch
 from experts.catalog import load_catalog
 from experts.loading.weights import find_weights
-from fusion.inference.model_selection import default_folder
+from fusion.budget.run import find_budget_model
+from fusion.inference.model_selection import DEFAULT, find_preset
 from fusion.training.settings import TrainSettings
 from imaging import paths
 from imaging.refusal import Refusal
@@ -56,9 +57,12 @@ def test_the_environments_folder_comes_first_then_the_users_then_the_shipped(
 
 
 def test_the_default_model_and_its_budget_come_from_one_folder(as_installed: Path) -> None:
-    assert default_folder() == SHIPPED
+    assert find_preset(DEFAULT) == SHIPPED / "default.yaml"
+    assert find_budget_model(DEFAULT) == SHIPPED / "budget.json"
     put("default.yaml", as_installed)
-    assert default_folder() == as_installed
+    put("budget.json", as_installed)
+    assert find_preset(DEFAULT) == as_installed / "default.yaml"
+    assert find_budget_model(DEFAULT) == as_installed / "budget.json"
 
 
 def test_configs_and_what_they_name_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 from fusion.budget.run import BudgetRunner
-from fusion.inference.model_selection import default_folder, select_model
 from fusion.refinement.open import open_refiner
 from imaging.refusal import Refusal
 
@@ -46,8 +45,8 @@ class BuildEnsemble(Protocol):
 class OpenExperts(Protocol):
     """The same once model, device and config are chosen."""
 
-    def __call__(self, wanted: Sequence[str], precision: Precision) -> Ensemble:
-        """Open these experts of the model."""
+    def __call__(self, wanted: Sequence[str] | None, precision: Precision) -> Ensemble:
+        """Open these experts of the model, or all of its own."""
         ...
 
 
@@ -77,29 +76,28 @@ class EnsembleCache:
     def __init__(
         self,
         open_experts: OpenExperts,
-        sources: Sequence[str],
+        wanted: Sequence[str] | None,
         budget_model: Path | None = None,
         open_refiner: Callable[[torch.device], Refiner] | None = None,
     ) -> None:
         self._open_experts, self.budget_model = open_experts, budget_model
         self._open: OrderedDict[tuple[tuple[str, ...], Precision], Ensemble] = OrderedDict()
-        full = open_experts(sources, PRECISIONS[0])
+        full = open_experts(wanted, PRECISIONS[0])
         self.names = full.names
         # An expert given by a file is asked for by that file again, but known to the visitor by its name.
-        self._sources = dict(zip(full.names, sources, strict=True))
+        self._sources = dict(zip(full.names, full.sources or full.names, strict=True))
         self._keep((full.names, PRECISIONS[0]), full)
         self.refiner = None if open_refiner is None else open_refiner(full.device)
 
     @classmethod
     def of(cls, settings: ModelSettings, build: BuildEnsemble) -> EnsembleCache:
         """What `build` opens from these settings, all experts at first."""
-        sources = select_model(settings.model, settings.experts, default_folder()).experts
 
-        def open_experts(wanted: Sequence[str], precision: Precision) -> Ensemble:
+        def open_experts(wanted: Sequence[str] | None, precision: Precision) -> Ensemble:
             return build(settings.model, wanted, device=settings.device, precision=precision, config=settings.config)
 
         refine = None if settings.refiner is None else partial(open_refiner, *settings.refiner)
-        return cls(open_experts, sources, settings.budget_model, refine)
+        return cls(open_experts, settings.experts, settings.budget_model, refine)
 
     @property
     def full(self) -> Ensemble:

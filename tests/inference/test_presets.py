@@ -1,0 +1,95 @@
+"""`--model NAME`: a preset of published experts, not fetched, partly fetched, and whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experts.__main__ import main as experts_command
+from fusion.budget.run import find_budget_model
+from fusion.inference.report.provenance import read_manifest
+from imaging.command import DONE, REFUSED, run
+from imaging.refusal import Refusal
+from tests.experts.test_fetch import Server, server  # noqa: F401 (a fixture)
+from tests.inference.parts import fusion_folder, save_photos, weights_file
+from tests.inference.test_command import call
+
+BOTH = ("near", "far")
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A preset `pair` of two experts that are not there yet, and their fusion."""
+    folder = tmp_path / "pretrained"
+    monkeypatch.setenv("CHAMPIONSHIP_SR_PRETRAINED", str(folder))
+    model = fusion_folder(tmp_path / "model", dict.fromkeys(BOTH, 16)) / "model.safetensors"
+    folder.mkdir()
+    shutil.copyfile(model, folder / "pair.safetensors")
+    (folder / "pair.yaml").write_text("experts: [near, far]\nfusion: pair.safetensors\nbudget: pair_budget.json\n")
+    return folder
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, server: Server) -> Path:  # noqa: F811
+    for seed, name in enumerate(BOTH):
+        path = weights_file(tmp_path / "origin", name, seed)
+        server.files[f"/{name}.safetensors"] = path.read_bytes()
+    path = tmp_path / "catalog.yaml"
+    base = server.url.rpartition("/")[0]
+    lines = [
+        f"  - {{name: {one}, weights: [{{file: {one}.safetensors, url: {base}/{one}.safetensors}}]}}" for one in BOTH
+    ]
+    path.write_text("\n".join(["experts:", *lines]) + "\n")
+    return path
+
+
+def upscale(tmp_path: Path, catalog: Path, *more: object) -> int:
+    (path,) = save_photos(tmp_path / "in", 1)
+    return call("-i", path, "-o", tmp_path / "out", "--model", "pair", "--config", catalog, "--device", "cpu", *more)
+
+
+def experts_of(tmp_path: Path) -> tuple[str, ...]:
+    (image,) = (tmp_path / "out").glob("*.png")
+    return tuple(read_manifest(image)["experts"])
+
+
+def test_without_weights_the_one_command_is_named_and_after_it_all_is_well(
+    tmp_path: Path, pretrained: Path, catalog: Path, capsys: Capsys
+) -> None:
+    assert upscale(tmp_path, catalog) == REFUSED
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "the weights of near, far are missing" in line
+    command = line.partition("`python -m experts ")[2].partition("`")[0]
+    assert command == "fetch near far"
+    assert run(experts_command, [*command.split(), "--config", str(catalog)]) == DONE
+    assert upscale(tmp_path, catalog) == DONE
+    assert experts_of(tmp_path) == BOTH
+
+
+def test_with_a_part_of_the_weights_that_part_works_and_says_so(
+    tmp_path: Path, pretrained: Path, catalog: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights_file(pretrained, "far", 1)
+    assert upscale(tmp_path, catalog) == DONE
+    assert experts_of(tmp_path) == ("far",)
+    assert "the weights of near are missing: going on with far alone" in caplog.text
+    assert "`python -m experts fetch near`" in caplog.text
+
+
+def test_experts_chosen_by_hand_must_be_there(tmp_path: Path, pretrained: Path, catalog: Path, capsys: Capsys) -> None:
+    weights_file(pretrained, "far", 1)
+    assert upscale(tmp_path, catalog, "--experts", "near,far") == REFUSED
+    assert "the weights of 'near' are missing" in capsys.readouterr().err
+    assert upscale(tmp_path, catalog, "--experts", "edsr-s") == REFUSED
+    assert "does not know all of edsr-s" in capsys.readouterr().err
+
+
+def test_its_budget_is_its_own(pretrained: Path) -> None:
+    (pretrained / "budget.json").touch()
+    with pytest.raises(Refusal, match="no budget model beside it"):
+        find_budget_model("pair")
+    (pretrained / "pair_budget.json").touch()
+    assert find_budget_model("pair") == pretrained / "pair_budget.json"
