@@ -24,6 +24,7 @@ COMMANDS = {
     "submit": ("fusion.inference.report.submission", "check a folder of outputs and pack it for a challenge"),
     "fit-budget": ("fusion.budget.fit", "learn from a cache which tiles are worth which experts"),
     "bench-budget": ("benchmarks.inference.budget", "measure a budget's curve of quality over cost by infer.py"),
+    "bench-pareto": ("benchmarks.inference.pareto", "quality over CPU time of all experts and presets here"),
     "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
     "calibrate-look": ("benchmarks.inference.calibrate_input_check", "measure when inputs are warned about"),
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),

@@ -81,7 +81,9 @@ def test_configs_and_what_they_name_are_found_from_any_folder(tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("as_installed")
-@pytest.mark.parametrize("words", ["fusion bench", "fusion bench-inference", "experts bench-native"])
+@pytest.mark.parametrize(
+    "words", ["fusion bench", "fusion bench-inference", "fusion bench-pareto", "experts bench-native"]
+)
 def test_benchmarks_are_refused_without_a_checkout(words: str) -> None:
     with pytest.raises(Refusal, match="run `python -m .*bench.*` in a checkout of the repository"):
         dispatch(words.split())
