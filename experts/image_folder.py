@@ -18,6 +18,7 @@ import torch
 from experts.spec import FOLDER, ExpertIdentity, ExpertOutput
 from imaging.files import list_images, read_rgb
 from imaging.hashes import file_sha256
+from imaging.names import valid_text
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
@@ -122,8 +123,8 @@ def _by_item(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def item_name(stem: str) -> str:
-    """`baby`, `babyx4` -> `baby`: the NTIRE and DIV2K convention for names of 4x pairs."""
-    return stem.removesuffix(_SCALE_MARK)
+    """`baby`, `babyx4` -> `baby`: the NTIRE and DIV2K convention for names of 4x pairs; text that a cache can hold."""
+    return valid_text(stem).removesuffix(_SCALE_MARK)
 
 
 def _lookup(known: dict[str, Path], item: str, folder: Path) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -89,10 +90,15 @@ def _downscale(options: argparse.Namespace) -> int:
     return _print_written(written, options.lr, as_json=options.json)
 
 
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: the PSNR of identical images is null there."""
+    return {key: None if isinstance(one, float) and math.isinf(one) else one for key, one in figures.items()}
+
+
 def _compare(options: argparse.Namespace) -> int:
     compared = compare_folders(options.lr, options.sr, options.hr, options.out)
     if options.json:
-        print_json([asdict(one) for one in compared])
+        print_json([_finite(asdict(one)) for one in compared])
     else:
         print(_figures_table(compared))
     return DONE

@@ -7,6 +7,8 @@ import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from imaging.names import fitting, valid_text
+
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
@@ -21,7 +23,7 @@ def _host() -> str:
 
 def temporary_path(final: Path) -> Path:
     """`a/b.png` -> `a/.b.png.tmp.<host>.<pid>`: hidden, and it names its writer: host and process."""
-    return final.with_name(f".{final.name}{_MARK}{_host()}.{os.getpid()}")
+    return final.with_name(fitting(".", final.name, f"{_MARK}{_host()}.{os.getpid()}"))
 
 
 @contextmanager
@@ -54,8 +56,8 @@ def write_bytes(final: Path, data: bytes) -> None:
 
 
 def write_text(final: Path, text: str) -> None:
-    """Write a small UTF-8 text file whole or not at all."""
-    write_bytes(final, text.encode())
+    """Write a small UTF-8 text file whole or not at all; file names in it may be of any bytes."""
+    write_bytes(final, valid_text(text).encode())
 
 
 def sync_file(path: Path) -> None:

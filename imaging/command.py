@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from imaging.malloc import keep_freed_memory
+from imaging.names import printable
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -22,12 +24,15 @@ class _AboveBars(logging.Handler):
     """Log lines go to stderr above the progress bars instead of through them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        # Line by line: tables keep their lines, but no file name moves the cursor or colours the terminal.
+        tqdm.write("\n".join(map(printable, self.format(record).split("\n"))), file=sys.stderr)
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run `main` on the command line and turn a refusal into its one line and code 2."""
     logging.basicConfig(handlers=[_AboveBars()], level=logging.INFO, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: file names may hold any bytes
     keep_freed_memory()  # here, once for every command: it must come before the first large allocation
     try:
         return main(sys.argv[1:] if arguments is None else arguments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from imaging.names import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -18,7 +20,7 @@ class Refusal(Exception):  # noqa: N818 - a refused input, not a failure of the 
 
     def __init__(self, what: str, *, where: str | Path, cure: str) -> None:
         self.what = _one_line(what)
-        self.where = _one_line(str(where))
+        self.where = printable(str(where))
         self.cure = _one_line(cure)
         super().__init__(f"{self.where}: {self.what}; {self.cure}")
 
@@ -32,7 +34,7 @@ def _rebuild(kind: type[Refusal], what: str, where: str, cure: str) -> Refusal:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from imaging.names import valid_text
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise Refusal(f"'{override}' is not an override", where="command line", cure="write section.key=value")
+    if valid_text(override) != override:
+        cure = "rename that file or folder: settings are recorded as text"
+        raise Refusal(f"'{override}' is not valid UTF-8", where="command line", cure=cure)
     *sections, last = key.split(".")
     place = document
     for section in sections:

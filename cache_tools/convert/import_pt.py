@@ -26,7 +26,7 @@ from imaging.files import quantize_u8
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
-from imaging.unpickle import load_tensors
+from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

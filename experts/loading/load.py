@@ -132,7 +132,7 @@ def _require_same_buffers(rebuilt: nn.Module, state: StateFile) -> None:
 
 def _require_finite(state: StateFile) -> None:
     """A NaN or infinity among the weights would poison every image in silence."""
-    pending: list[tuple[str, Any]] = list(state.tensors.items())
+    pending: list[tuple[object, Any]] = list(state.tensors.items())
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
@@ -141,9 +141,9 @@ def _require_finite(state: StateFile) -> None:
             raise Refusal(f"the tensor '{key}' holds NaN or infinity", where=state.path, cure="fetch it again")
 
 
-def _finite_or_mask(key: str, value: torch.Tensor) -> bool:
+def _finite_or_mask(key: object, value: torch.Tensor) -> bool:
     """Attention masks may rightly hold minus infinity; nothing may hold NaN."""
-    if "mask" in key:
+    if "mask" in str(key):
         return not bool(torch.isnan(value).any())
     return bool(torch.isfinite(value).all())
 

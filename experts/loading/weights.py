@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from imaging.hashes import file_sha256
 from imaging.paths import pretrained_folder, pretrained_folders
 from imaging.refusal import Refusal
-from imaging.unpickle import load_tensors
+from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from experts.spec import ExpertSpec, WeightsSource

@@ -18,7 +18,7 @@ from fusion.inference.pipeline import Pipeline
 from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery
 from fusion.inference.report.provenance import make_manifest, verify
-from fusion.inference.report.submission import Facts, check_set, pack
+from fusion.inference.report.submission import Facts, check_set, pack, zip_names
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES
 
@@ -69,6 +69,8 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
         return _forecast(request, ensemble, sized, refused, tile, cost, refiner)
     # All that may refuse or warn comes before the first tile: a run may take hours.
     check_target(folder)
+    if request.submission:
+        zip_names([job.input for job in jobs], request.input)
     forecast.check_disk(sized, folder)
     warn_about([one.job.input for one in sized])
     runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None

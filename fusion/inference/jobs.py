@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imaging.files import SUFFIXES, image_size, list_images
+from imaging.names import LONGEST
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -87,6 +89,10 @@ def measure_jobs(jobs: list[ImageJob]) -> tuple[list[Sized], list[tuple[ImageJob
 
 
 def _measured(job: ImageJob) -> Sized | Refusal:
+    length = len(os.fsencode(job.output.name))
+    if length > LONGEST:
+        what = f"its output's name would have {length} bytes, a file system takes {LONGEST}"
+        return Refusal(what, where=job.input, cure="rename it, or choose another --suffix or --ext")
     try:
         return Sized(job, *image_size(job.input))
     except Refusal as refusal:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusion.refinement.locate import read_config, weights_of
 from imaging.refusal import Refusal
-from imaging.unpickle import load_plain
+from imaging.tensors.unpickle import load_plain
 
 if TYPE_CHECKING:
     from pathlib import Path

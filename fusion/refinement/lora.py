@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from imaging.refusal import Refusal
-from imaging.unpickle import load_tensors
+from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,9 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from imaging.files.contradictions import require_size
 from imaging.files.deep import Raster, TiffHeader, keyed_alpha, png16, tiff16, upright
-from imaging.files.header import KINDS, Header, check_size, detect_format, open_header, read_bytes, refusing
+from imaging.files.header import KINDS, Header, detect_format, open_header, read_bytes, refusing
 from imaging.files.picture import MAX_PIXELS, Depth, Picture
 from imaging.files.png import chunks
 from imaging.refusal import Refusal
@@ -53,9 +54,10 @@ def read_raster(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[Raster, by
     file = io.BytesIO(read_bytes(path))
     kind = detect_format(path, file.read(32))
     with refusing(path, kind):
-        header = open_header(path, kind, file)
-        check_size(path, header.size, max_pixels)
+        header = open_header(path, kind, file, max_pixels)
         raster, icc = _decode(path, header, file)
+        height, width = raster.levels_HWC.shape[:2]
+        require_size((height, width), header.size, path)
     return raster, _usable_profile(path, icc, raster.levels_HWC.shape[-1] == 1)
 
 
@@ -88,6 +90,8 @@ def _decode_tiff(path: Path, header: TiffHeader, file: BinaryIO) -> tuple[Raster
     if header.bits == 16:
         return tiff16(file, header, where=path), header.icc
     image = TiffImageFile(_rewound(file))
+    # Pillow reads the tags itself, and turns the size by an orientation of its own reading.
+    require_size((image.height, image.width), header.upright_size, path)
     image.load()  # turns the image upright by itself
     return _decode_8bit(path, image, header.icc, 8)
 

@@ -7,12 +7,13 @@ the compression (LZW). Axes: H height, W width, C colour channels (1 or 3), S sa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import cv2
 import numpy as np
 import tifffile
 
+from imaging.files.contradictions import bits_of, require_consistent_tiff
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -47,12 +48,17 @@ class TiffHeader:
     orientation: int
     icc: bytes | None
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) once it is turned upright."""
+        return (self.width, self.height) if self.orientation in (5, 6, 7, 8) else (self.height, self.width)
+
 
 def tiff_header(file: BinaryIO, *, where: Path) -> TiffHeader:
     """Read a TIFF's first directory; several pages, floats, truncation and rare kinds are refused."""
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages.first
+        page = cast("tifffile.TiffPage", tiff.pages.first)  # only later pages may be frames, which have no tags
         others = [other for other in tiff.pages[1:] if not getattr(other, "is_reduced", False)]
         if others:
             raise Refusal(f"holds {1 + len(others)} pages", where=where, cure="split it into files of one image each")
@@ -62,11 +68,12 @@ def tiff_header(file: BinaryIO, *, where: Path) -> TiffHeader:
             raise Refusal(
                 "is a truncated TIFF: pixels lie beyond its end", where=where, cure="replace it with a whole copy"
             )
+        require_consistent_tiff(page, where)
         colours = _READABLE.get(int(page.photometric), page.samplesperpixel)
         header = TiffHeader(
             height=page.imagelength,
             width=page.imagewidth,
-            bits=page.bitspersample if isinstance(page.bitspersample, int) else 0,
+            bits=bits_of(page),
             photometric=int(page.photometric),
             samples=page.samplesperpixel,
             extra=int(page.extrasamples[0]) if page.extrasamples and page.samplesperpixel > colours else None,

@@ -12,6 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from imaging.files.contradictions import require_enough_content, require_size, webp_size
 from imaging.files.deep import TiffHeader, tiff_header
 from imaging.files.picture import MAX_PIXELS
 from imaging.files.png import chunks
@@ -49,9 +50,7 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         with path.open("rb") as file:
             kind = detect_format(path, file.read(32))
             with refusing(path, kind):
-                header = open_header(path, kind, file)
-                check_size(path, header.size, max_pixels)
-                return header.size
+                return open_header(path, kind, file, max_pixels).size
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -120,17 +119,28 @@ class Header:
         return (self.width, self.height) if self.orientation in (5, 6, 7, 8) else (self.height, self.width)
 
 
-def open_header(path: Path, kind: str, file: BinaryIO) -> Header:
-    """Read the headers before the pixels; animations and kinds that cannot be read faithfully are refused."""
+def open_header(path: Path, kind: str, file: BinaryIO, max_pixels: int) -> Header:
+    """Read the headers before the pixels; animations and kinds that cannot be read faithfully are refused.
+
+    So is what has no or more than `max_pixels`: by sizes that the file gives alike wherever it gives one.
+    """
     if kind == "TIFF":
         tiff = tiff_header(file, where=path)
+        # Samples beyond four take memory as pixels do.
+        check_size(path, (tiff.height, tiff.width), max_pixels * 4 // max(tiff.samples, 4))
         return Header(kind, tiff.height, tiff.width, tiff.orientation, None, tiff)
+    claimed = webp_size(file, path) if kind == "WebP" else None
+    if claimed is not None:  # before Pillow takes memory for it
+        check_size(path, claimed, max_pixels)
     file.seek(0)
     image = _READERS[kind](file)
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise Refusal(f"is animated ({frames} frames)", where=path, cure="split it into files of one image each")
     width, height = image.size
+    check_size(path, (height, width), max_pixels)
+    require_size((height, width), claimed or (height, width), path)
+    require_enough_content(kind, file, image, path)
     return Header(kind, height, width, _orientation(path, kind, file, image), image)
 
 

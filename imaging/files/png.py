@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 
 from imaging.atomic import atomic_path
+from imaging.files.contradictions import contradicts
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -153,13 +154,19 @@ def _keyword(key: str) -> bytes:
 
 def chunks(file: BinaryIO, *, where: Path, pixels: bool) -> Iterator[tuple[bytes, bytes]]:
     """Yield (kind, data) of each chunk up to IEND; pixel data is passed over unless `pixels`, which also checks it."""
+    end = file.seek(0, 2)
     file.seek(len(SIGNATURE))
-    kind = b""
+    kind, first = b"", True
     while kind != b"IEND":
         head = file.read(8)
         if len(head) < 8:
             raise _truncated(where)
         length, kind = struct.unpack(">I4s", head)
+        if (kind == b"IHDR") != first:
+            raise contradicts("its header is not the one first chunk", where)
+        first = False
+        if length > end - file.tell():  # before memory is taken for it
+            raise _truncated(where)
         if kind == b"IDAT" and not pixels:
             file.seek(length + 4, 1)
             continue

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from imaging.paths import pretrained_folder, pretrained_folders
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
-from imaging.unpickle import load_tensors
+from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -100,6 +100,7 @@ def _most_detailed(rgb_BCHW: Tensor) -> tuple[int, int]:
 def _label(text: str, width: int) -> Tensor:
     """White strip with text: (1, 3, LABEL_HEIGHT, width)."""
     strip = np.full((LABEL_HEIGHT, width, 3), 255, dtype=np.uint8)
+    text = text.encode("ascii", "backslashreplace").decode()  # OpenCV ends the process over text that is not Unicode
     cv2.putText(strip, text, (4, LABEL_HEIGHT - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
     return torch.from_numpy(strip).permute(2, 0, 1)[None].float() / 255
 

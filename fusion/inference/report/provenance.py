@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from imaging.atomic import write_text
 from imaging.files.png import SIGNATURE, chunks
 from imaging.hashes import file_sha256
+from imaging.names import fitting
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def make_manifest(input_sha256: str, identity: Mapping[str, Any], options: Mappi
 
 def record_path(image: Path) -> Path:
     """`out/baby.png` -> `out/baby.png.json`."""
-    return image.with_name(f"{image.name}.json")
+    return image.with_name(fitting("", image.name, ".json"))
 
 
 def write_record(image: Path, manifest: Mapping[str, Any], seen: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from fusion.inference.report.provenance import read_record
 from imaging.atomic import atomic_path
 from imaging.command import DONE, print_json
 from imaging.files import image_size, list_images, read_raster
+from imaging.names import valid_text
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
@@ -95,8 +96,8 @@ def pack(chosen: Mapping[str, Path], target: Path, facts: Facts) -> Path:
 
 def check_set(folder: Path, inputs: Path) -> dict[str, Path]:
     """Name in the zip -> output file, one for each input; anything missing, surplus or misshapen is refused."""
-    wanted = _by_name(list_images(inputs) if inputs.is_dir() else [inputs], inputs)
-    found = _by_name(list_images(folder), folder)
+    wanted = zip_names(list_images(inputs) if inputs.is_dir() else [inputs], inputs)
+    found = zip_names(list_images(folder), folder)
     for problem, names in (("lacks", wanted.keys() - found.keys()), ("has surplus", found.keys() - wanted.keys())):
         if names:
             listed = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -118,11 +119,13 @@ def recorded_runtime(outputs: Sequence[Path]) -> float:
     return sum(seconds) / len(seconds)
 
 
-def _by_name(paths: Sequence[Path], root: Path) -> dict[str, Path]:
+def zip_names(paths: Sequence[Path], root: Path) -> dict[str, Path]:
     """The flat name each image has in the zip: its own, as .png."""
     named: dict[str, Path] = {}
     for path in paths:
         name = f"{path.stem}.png"
+        if valid_text(name) != name:
+            raise Refusal("is a name that a zip cannot carry (not UTF-8)", where=path, cure="rename it and its input")
         if name in named:
             cure = "a flat zip needs different names: rename one"
             raise Refusal(f"and {named[name].relative_to(root)} are both {name} in a flat zip", where=path, cure=cure)

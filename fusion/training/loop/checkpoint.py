@@ -14,7 +14,7 @@ import torch
 
 from imaging.atomic import atomic_path, remove_dead_temporaries
 from imaging.refusal import Refusal
-from imaging.unpickle import load_tensors
+from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
-from imaging.unpickle import load_tensors
+from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from imaging.refusal import Refusal
+from imaging.tensors.plan import require_plain_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,8 @@ def load_tensors(path: Path, *, cure: str) -> dict[str, Any]:
 
 
 def load_plain(path: Path, *, cure: str) -> Any:
-    """torch's weights-only unpickler: tensors and plain containers; anything else in the pickle is refused, not run."""
+    """Dense tensors of known types and plain containers; anything else in the pickle is refused, not made, not run."""
+    require_plain_tensors(path, cure=cure)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
