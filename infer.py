@@ -17,6 +17,7 @@ import torch
 
 from experts.open import open_experts
 from experts.run import NetworkExpert
+from experts.stored import StoredExperts
 from experts.words import split_words
 from fusion.budget.run import find_budget_model
 from fusion.inference.command import Request, carry_out
@@ -105,7 +106,13 @@ def build(
     # Without a fusion model nobody reads features: a known tap is kept, since it is part of the images' manifest.
     features = "find" if fusion is not None else "known"
     experts = open_experts(
-        selection.experts, device=where, precision=precision, config=config, features=features, trust_code=trust_code
+        selection.experts,
+        device=where,
+        precision=precision,
+        config=config,
+        features=features,
+        trust_code=trust_code,
+        stored=_stored(selection),
     )
     if fusion is not None:
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
@@ -132,6 +139,17 @@ def build(
         can_probe=len(networks) == len(experts),
         has_difficulty=fusion is not None and fusion.gating is not None and fusion.record.verdict != "base",
     )
+
+
+def _stored(selection: ModelSelection) -> StoredExperts | None:
+    """What the fusion model's header says of its experts."""
+    if selection.fusion is None:
+        return None
+    hashes = {slot.name: slot.sha256 for slot in selection.fusion.settings.experts}
+    place = Path(selection.source)
+    beside = [place if place.is_dir() else place.parent] if place.exists() else []
+    specs = selection.fusion.record.expert_specs
+    return StoredExperts.read(hashes, specs, selection.source, *beside, option="--experts")
 
 
 def expert_function(expert: Expert) -> RunExpert:

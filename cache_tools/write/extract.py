@@ -25,6 +25,7 @@ from cache_tools.write.run_experts import run_experts
 from cache_tools.write.space import item_sizes, require_room
 from cache_tools.write.writer import ItemWriter, open_store
 from experts.spec import ExpertOutput
+from experts.stored import stored_specs
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
@@ -78,7 +79,7 @@ def extract(
     left = remaining_batches(mine, run.finished)
     require_room(store.root, item_sizes(recipe, [job for batch in left for job in batch if job.id not in run.finished]))
     # Only now, after every refusal: a run that does not start leaves an existing cache untouched.
-    open_store(store, make_manifest(recipe, len(jobs)))
+    open_store(store, make_manifest(recipe, len(jobs), stored_specs(experts)))
     run.make(left)
     return report
 

@@ -38,6 +38,7 @@ class BuildEnsemble(Protocol):
         device: str,
         precision: Precision = ...,
         config: Path | None = ...,
+        trust_code: bool = ...,
     ) -> Ensemble:
         """Open the experts and the fusion model."""
         ...
@@ -69,6 +70,7 @@ class ModelSettings:
     config: Path | None = None
     budget_model: Path | None = None
     refiner: RefinerSettings | None = None
+    trust_code: bool = False
 
 
 class EnsembleCache:
@@ -96,7 +98,14 @@ class EnsembleCache:
         sources = select_model(settings.model, settings.experts, default_folder()).experts
 
         def open_experts(wanted: Sequence[str], precision: Precision) -> Ensemble:
-            return build(settings.model, wanted, device=settings.device, precision=precision, config=settings.config)
+            return build(
+                settings.model,
+                wanted,
+                device=settings.device,
+                precision=precision,
+                config=settings.config,
+                trust_code=settings.trust_code,
+            )
 
         refine = None if settings.refiner is None else partial(open_refiner, *settings.refiner)
         return cls(open_experts, sources, settings.budget_model, refine)

@@ -21,7 +21,7 @@ from imaging.settings import parse_settings, read_yaml
 
 # Settings that change no number of the result, and may therefore differ when a run is resumed.
 FREE_TO_CHANGE = ("log", "checkpoint", "device")
-FREE_IN_DATA = ("workers", "hr", "cache")
+FREE_IN_DATA = ("workers", "hr", "cache", "catalog")
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,7 @@ class FusionTask:
             held_out_items=gate["images"],
             data=self.source.fingerprint,
             details=dict(provenance),
+            expert_specs=dict(self.source.expert_specs),
         )
 
 
