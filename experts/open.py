@@ -28,6 +28,7 @@ from experts.tap import as_maps, caught_outputs, find_layer
 from experts.words import CODE_PREFIX, parse_code_word
 from imaging.device import find_device
 from imaging.refusal import Refusal
+from imaging.tiling import effective_kept_tile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,6 +104,10 @@ def open_expert(
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
     note_place(path, state.sha256)
+    effective = effective_kept_tile(tile, spec.overlap, padding.multiple)
+    if tile and effective != tile:
+        needs = f"{spec.overlap} pixels of surroundings on each side and tiles in steps of {padding.multiple}"
+        log.warning("%s: tiles of %d LR pixels instead of %d: it needs %s", spec.name, effective, tile, needs)
     if spec.code is not None and loaded.code is not None:
         note_place(Path(spec.code.file), loaded.code.partition(" ")[0])
     return NetworkExpert(
