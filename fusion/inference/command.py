@@ -16,7 +16,7 @@ from fusion.inference.pipeline import Pipeline
 from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery
 from fusion.inference.report.provenance import make_manifest, verify
-from fusion.inference.report.submission import Facts, check_set, pack
+from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_set, pack, recorded_runtime
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES
 
@@ -77,10 +77,16 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
     extra |= {"device": str(ensemble.device), **ensemble.identity}
     if gallery is not None:
+        gallery.add_skipped([one.job for one in sized], result)
         extra["report"] = str(gallery.write(folder / REPORT, result, tile))
     if request.submission:
-        facts = Facts.of_run(result.seconds / max(1, len(result.written)), ensemble.device.type, ensemble.names)
-        extra["submission"] = str(pack(check_set(folder, request.input), folder / SUBMISSION, facts))
+        chosen = check_set(folder, request.input)
+        # The clock of this run saw only what it made itself: with images of an earlier one, the records tell.
+        seconds = result.seconds / max(1, len(result.written))
+        seconds = recorded_runtime(list(chosen.values())) if result.skipped else seconds
+        facts = Facts.of_run(seconds, ensemble.device.type, ensemble.names)
+        log.info("submission: readme.txt says extra data: %d (%s)", facts.extra_data, EXTRA_DATA_ADVICE)
+        extra["submission"] = str(pack(chosen, folder / SUBMISSION, facts))
     _print_result(request, result, extra, folder)
     return FAILURES_LISTED if result.failed else DONE
 
