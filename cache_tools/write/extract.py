@@ -17,7 +17,7 @@ from cache_tools.format.item import compression_filters
 from cache_tools.format.layout import read_header
 from cache_tools.format.store import Entry, Store, require_same_recipe
 from cache_tools.write.encode_item import encode_item
-from cache_tools.write.jobs import ItemJob, make_batches, owned
+from cache_tools.write.jobs import ItemJob, make_batches, owned, too_few_regions, upright
 from cache_tools.write.load import LoadedJob, load_job
 from cache_tools.write.pairs import Failure
 from cache_tools.write.recipe import jobs_for, make_header, make_manifest, make_recipe, require_unmixed
@@ -67,6 +67,9 @@ def extract(
     # First, so that a missing compressor is refused before hours of work and not at the first item.
     compression_filters(settings.compression)
     jobs, failures = jobs_for(settings)
+    few = too_few_regions(upright(jobs), settings.regions, settings.region_size)
+    if few and rank == 0:
+        log.warning("%s", few)
     recipe = make_recipe(settings, experts)
     store = Store(settings.out)
     require_unmixed(store, recipe)
