@@ -18,6 +18,7 @@ import torch
 from experts.catalog import load_catalog
 from experts.open import fetched_experts, open_experts
 from experts.run import NetworkExpert
+from experts.stored import StoredExperts
 from experts.words import split_words
 from fusion.budget.run import find_budget_model
 from fusion.inference.command import Request, carry_out
@@ -106,7 +107,13 @@ def build(
     features = "find" if fusion is not None else "known"
     sources = fetched_experts(selection.experts, load_catalog(config)) if selection.of_preset else selection.experts
     experts = open_experts(
-        sources, device=where, precision=precision, config=config, features=features, trust_code=trust_code
+        sources,
+        device=where,
+        precision=precision,
+        config=config,
+        features=features,
+        trust_code=trust_code,
+        stored=_stored(selection),
     )
     if fusion is not None:
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
@@ -134,6 +141,17 @@ def build(
         can_probe=len(networks) == len(experts),
         has_difficulty=fusion is not None and fusion.gating is not None and fusion.record.verdict != "base",
     )
+
+
+def _stored(selection: ModelSelection) -> StoredExperts | None:
+    """What the fusion model's header says of its experts."""
+    if selection.fusion is None:
+        return None
+    hashes = {slot.name: slot.sha256 for slot in selection.fusion.settings.experts}
+    place = Path(selection.source)
+    beside = [place if place.is_dir() else place.parent] if place.exists() else []
+    specs = selection.fusion.record.expert_specs
+    return StoredExperts.read(hashes, specs, selection.source, *beside, option="--experts")
 
 
 def expert_function(expert: Expert) -> RunExpert:

@@ -15,6 +15,7 @@ from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from experts.open import open_experts
+from experts.stored import StoredExperts, stored_specs
 from experts.timing import seconds_per_pixel
 from fusion.budget.fit import fit_after_training
 from fusion.network.base.blend import BaseRecord
@@ -53,10 +54,7 @@ NETWORKS = {
 def main(arguments: Sequence[str]) -> int:
     """Parse, build, call."""
     words = _parser().parse_args(arguments)
-    overrides = list(words.overrides)
-    if words.cache is not None:
-        overrides.append(f"data.cache={words.cache}")
-    settings = load_settings(TrainSettings, find_shipped(words.config), overrides)
+    settings = load_settings(TrainSettings, find_shipped(words.config), _overrides(words))
     if words.print_config:
         sys.stdout.write(to_yaml(settings))
         return DONE
@@ -66,19 +64,26 @@ def main(arguments: Sequence[str]) -> int:
         raise Refusal("--live and a cache exclude each other", where="command line", cure="give one of them")
 
     def build(rank: int, world: int) -> Task:
-        return make_task(settings, words.live, rank, world)
+        return make_task(settings, words.live, rank, world, trust_code=words.trust_code)
 
     if words.probe is not None:
         print_json(asdict(probe(settings, build, words.probe)))
         return DONE
     if words.fit_budget is not None:
-        return DONE if fit_budget_model(settings, words.fit_budget) else REFUSED
+        return DONE if fit_budget_model(settings, words.fit_budget, trust_code=words.trust_code) else REFUSED
     summary = train(settings, build, resume=words.resume == "auto")
     if summary and settings.task == "fusion" and settings.fusion.budget and not words.live:
-        summary["budget_head"] = fit_budget_model(settings, settings.run / f"{settings.export.name}.safetensors")
+        model = settings.run / f"{settings.export.name}.safetensors"
+        summary["budget_head"] = fit_budget_model(settings, model, trust_code=words.trust_code)
     if words.json and summary:
         print_json(summary)
     return DONE
+
+
+def _overrides(words: argparse.Namespace) -> list[str]:
+    """Options that stand for a setting, behind the settings that are given as such."""
+    named = {"data.cache": words.cache, "data.catalog": words.catalog}
+    return [*words.overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
 
 
 def _pace(settings: TrainSettings, words: argparse.Namespace) -> int:
@@ -90,7 +95,12 @@ def _pace(settings: TrainSettings, words: argparse.Namespace) -> int:
     document = {"cache": asdict(cached)}
     if words.live:
         live = settings.model_copy(update={"data": settings.data.model_copy(update={"cache": None})})
-        found = measure_pace(live, lambda *place: _unfitted(live, live_source(live, *place)), words.pace[1], 0)
+        found = measure_pace(
+            live,
+            lambda *place: _unfitted(live, live_source(live, *place, trust_code=words.trust_code)),
+            words.pace[1],
+            0,
+        )
         cpu = [pace.cpu_seconds / pace.steps for pace in (cached, found)]
         document |= {"live": asdict(found), "ratio": cached.samples_per_second / found.samples_per_second}
         document["cpu_ratio"] = cpu[1] / cpu[0]
@@ -103,15 +113,23 @@ def _unfitted(settings: TrainSettings, source: FusionSource) -> FusionTask:
     return FusionTask(settings, source, BaseRecord.mean_of([slot.name for slot in source.slots]))
 
 
-def fit_budget_model(settings: TrainSettings, model_file: Path) -> str | None:
+def fit_budget_model(settings: TrainSettings, model_file: Path, *, trust_code: bool = False) -> str | None:
     """Beside the model, what infer.py --budget plans by: gains from the cache, costs measured on the experts here."""
     source = CacheSource(settings)
     assert settings.data.cache is not None
     known = {slot.name: slot.sha256 for slot in source.slots}
+    beside = (settings.data.cache, model_file.parent)
+    stored = StoredExperts.read(known, source.expert_specs, str(settings.data.cache), *beside, option="data.experts=[]")
     device = "cpu" if settings.device == "cpu" else best_device()
 
     def time_experts() -> dict[str, float | None]:
-        experts = open_experts(settings.data.experts or tuple(known), device=device)
+        experts = open_experts(
+            settings.data.experts or tuple(known),
+            device=device,
+            config=settings.data.catalog,
+            trust_code=trust_code,
+            stored=stored,
+        )
         same = [one for one in experts if known.get(one.name) == one.identity.weights_sha256]
         return {one.name: seconds_per_pixel(one) for one in same}
 
@@ -126,21 +144,21 @@ def fit_budget_model(settings: TrainSettings, model_file: Path) -> str | None:
     )
 
 
-def make_task(settings: TrainSettings, live: bool, rank: int, world: int) -> Task:
+def make_task(settings: TrainSettings, live: bool, rank: int, world: int, *, trust_code: bool = False) -> Task:
     """The task that the settings name, on the source that the command line names."""
     if settings.task == "expert":
         return ExpertTask(settings, NETWORKS, rank, world)
     if live:
-        return FusionTask(settings, live_source(settings, rank, world))
+        return FusionTask(settings, live_source(settings, rank, world, trust_code=trust_code))
     return FusionTask(settings, CacheSource(settings, rank, world))
 
 
-def live_source(settings: TrainSettings, rank: int, world: int) -> LiveSource:
+def live_source(settings: TrainSettings, rank: int, world: int, *, trust_code: bool = False) -> LiveSource:
     """Experts that run as we train."""
     if not settings.data.experts:
         raise Refusal("no experts are named", where="data.experts", cure="give data.experts=[NAME,...] with --live")
     device = "cpu" if settings.device == "cpu" else best_device()
-    experts = open_experts(settings.data.experts, device=device)
+    experts = open_experts(settings.data.experts, device=device, config=settings.data.catalog, trust_code=trust_code)
     features = settings.network.settings.get("features", "taps") != "none"
 
     def ask(lr_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -156,7 +174,8 @@ def live_source(settings: TrainSettings, rank: int, world: int) -> LiveSource:
         )
         for expert in experts
     )
-    return LiveSource(settings, slots, ask, rank, world)
+    specs = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in stored_specs(experts).items()}
+    return LiveSource(settings, slots, ask, rank, world, specs)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,6 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
     parser.add_argument("--cache", type=Path, help="train fusion from this cache (data.cache)")
     parser.add_argument("--live", action="store_true", help="train fusion with data.experts running on data.hr")
+    parser.add_argument("--catalog", type=Path, help="a YAML file with further experts (data.catalog)")
+    parser.add_argument("--trust-code", action="store_true", help="run the Python file of an expert with code")
     parser.add_argument("--resume", choices=["auto"], help="go on where this run was stopped, or begin it")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     parser.add_argument(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_tools.format.schema import HR
 from cache_tools.read.reader import CacheReader
+from cache_tools.write.jobs import too_few_regions
 from cache_tools.write.space import format_bytes
 from imaging.metrics import psnr
 
@@ -36,6 +37,12 @@ def describe(root: Path, *, score: int = _SCORED) -> dict[str, Any]:
         "bytes_per_lr_pixel": round(size / pixels, 1),
         "degradation": recipe.degradation,
         "regions": recipe.regions,
+        # Of a cache that is still being made nobody can tell.
+        "too_few_regions": too_few_regions(
+            ((entry.source, entry.region is None) for entry in reader.entries if entry.dihedral == 0),
+            recipe.regions if len(reader.entries) == manifest.planned else 0,
+            recipe.region_size,
+        ),
         "dihedral": recipe.dihedral,
         "fingerprint": manifest.fingerprint,
         "made_with": manifest.made_with,
@@ -79,6 +86,7 @@ def in_lines(info: dict[str, Any]) -> str:
         f"  regions per image {info['regions'] or 'whole'}, dihedral {info['dihedral']}",
         f"  fingerprint {info['fingerprint']}",
     ]
+    lines += [f"  {info['too_few_regions']}"] if info["too_few_regions"] else []
     scores = info["psnr_y"] or {}
     for expert in info["experts"]:
         score = "  " + _decibels(scores[expert["name"]]) if scores else ""

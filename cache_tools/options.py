@@ -140,7 +140,8 @@ def _expert_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="catalog names, weights files, code:net.py:Net:weights.pth or images:FOLDER, as a,b,c",
     )
-    parser.add_argument("--config", type=Path, help="your own catalog, added to the built-in one")
+    catalog_help = "your own catalog of experts, added to the built-in one"
+    parser.add_argument("--catalog", "--config", dest="config", type=Path, metavar="FILE", help=catalog_help)
     parser.add_argument("--trust-code", action="store_true", help="run the Python file of a code: expert")
     parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import infer
-from fusion.inference.command import choose_tile
 from fusion.inference.ensemble import EIGHTFOLD, PLAIN, Place, run_tile
+from fusion.inference.memory import choose_tile, effective_tile
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.oom_retry import OutOfMemoryRetry
 from fusion.inference.source import read_source
@@ -116,7 +116,7 @@ def _enlarged(planes_CHW: Tensor, name: str = "image", *, ensemble: Ensemble, ti
         raise ValueError(f"expected 1 to 4 channels and at least one pixel, got (C, H, W) = {tuple(planes_CHW.shape)}")
     colours = 3 if channels > 2 else 1
     lr_BCHW = planes_CHW[:colours].expand(3, -1, -1).contiguous()[None]
-    side = choose_tile(ensemble, max(height, width))[0] if tile is None else tile
+    side = choose_tile(ensemble, max(height, width))[0] if tile is None else effective_tile(tile, ensemble)
     grid = Grid.of(height, width, side, ensemble.margin, ensemble.multiple)
     run_tile_on = partial(run_tile, ensemble, turns=EIGHTFOLD if tta else PLAIN)
     retry = OutOfMemoryRetry(run_tile_on, ensemble.margin, ensemble.multiple)

@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experts", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", type=Path, help="a YAML file with further experts, in the form of catalog.yaml")
+    catalog_help = "a YAML file with further experts, in the form of catalog.yaml"
+    common.add_argument("--catalog", "--config", dest="config", type=Path, metavar="FILE", help=catalog_help)
     common.add_argument("--json", action="store_true", help="print one JSON document")
 
     trust = argparse.ArgumentParser(add_help=False)

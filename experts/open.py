@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from experts.call import without_meshgrid_warning
-from experts.catalog import Catalog, load_catalog
+from experts.catalog import Catalog, built_in_catalog, load_catalog
 from experts.image_folder import ImageFolderExpert
+from experts.loading.find_file import note_place
 from experts.loading.find_tap import find_tap
 from experts.loading.load import load_network
 from experts.loading.weights import SUFFIXES, find_weights, read_state_file, require_weights, verify
@@ -28,11 +29,13 @@ from experts.words import CODE_PREFIX, parse_code_word
 from imaging.device import find_device
 from imaging.paths import pretrained_folder
 from imaging.refusal import Refusal
+from imaging.tiling import effective_kept_tile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from experts.loading.loaded import LoadedNetwork
+    from experts.stored import StoredExperts
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +54,28 @@ def open_experts(
     config: Path | None = None,
     features: Features = "find",
     trust_code: bool = False,
+    stored: StoredExperts | None = None,
 ) -> list[Expert]:
-    """Open each of `wanted`; two of the same name are refused, since caches and gates tell them apart by it."""
+    """Open each of `wanted`; two of the same name are refused, since caches and gates tell them apart by it.
+
+    `stored` are the experts of a cache or a model, found by what it says of them unless `config` names them itself.
+    """
     catalog = load_catalog(config)
+    own = set(catalog.names) - set(built_in_catalog().names)
     where = find_device(str(device))
-    opened = [
-        open_expert(
-            one, catalog, device=where, precision=precision, tile=tile, features=features, trust_code=trust_code
+    opened = list[Expert]()
+    for one in wanted:
+        known = None if stored is None or one in own else stored.find(one, catalog, trust_code=trust_code)
+        expert = open_expert(
+            known or one,
+            catalog,
+            device=where,
+            precision=precision,
+            tile=tile,
+            features=features,
+            trust_code=trust_code,
         )
-        for one in wanted
-    ]
+        opened.append(expert)
     names = [expert.name for expert in opened]
     for name in names:
         if names.count(name) > 1:
@@ -88,7 +103,7 @@ def _can_be_fetched(name: str, catalog: Catalog) -> bool:
 
 
 def open_expert(
-    wanted: str,
+    wanted: str | ExpertSpec,
     catalog: Catalog,
     *,
     device: torch.device,
@@ -97,16 +112,24 @@ def open_expert(
     features: Features = "find",
     trust_code: bool = False,
 ) -> Expert:
-    """One name, file, `code:...` or `images:FOLDER` -> one expert."""
-    if wanted.startswith(IMAGES_PREFIX):
+    """One name, file, `code:...`, `images:FOLDER` or spec -> one expert."""
+    if isinstance(wanted, str) and wanted.startswith(IMAGES_PREFIX):
         return ImageFolderExpert(Path(wanted.removeprefix(IMAGES_PREFIX)), device=device)
-    spec = spec_of(wanted, catalog)
+    spec = spec_of(wanted, catalog) if isinstance(wanted, str) else wanted
     path, source = require_weights(spec)
     state = read_state_file(path, sha256=verify(path, source))
+    spec = with_found_file(spec, source, path)
     loaded = load_network(state, spec, trust_code=trust_code)
     with without_meshgrid_warning():
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
+    note_place(path, state.sha256)
+    effective = effective_kept_tile(tile, spec.overlap, padding.multiple)
+    if tile and effective != tile:
+        needs = f"{spec.overlap} pixels of surroundings on each side and tiles in steps of {padding.multiple}"
+        log.warning("%s: tiles of %d LR pixels instead of %d: it needs %s", spec.name, effective, tile, needs)
+    if spec.code is not None and loaded.code is not None:
+        note_place(Path(spec.code.file), loaded.code.partition(" ")[0])
     return NetworkExpert(
         spec,
         loaded.network,
@@ -120,6 +143,12 @@ def open_expert(
         call=loaded.call,
         code=loaded.code,
     )
+
+
+def with_found_file(spec: ExpertSpec, source: WeightsSource, path: Path) -> ExpertSpec:
+    """The spec with the one weights file that is there, as it is there."""
+    found = source.model_copy(update={"file": str(path), "bytes": path.stat().st_size})
+    return spec.model_copy(update={"weights": (found,)})
 
 
 def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:

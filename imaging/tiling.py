@@ -34,18 +34,24 @@ class Tile:
     columns: KeptSpan
 
 
+def effective_kept_tile(tile: int, overlap: int, multiple: int = 1) -> int:
+    """What `plan_kept_spans` makes of a requested tile: whole multiples, and something left to keep."""
+    tile = _round_up(max(tile, 2 * overlap + multiple), multiple)
+    while tile <= 2 * _round_up(overlap, multiple):  # both margins rounded up leave nothing to keep
+        tile *= 2
+    return tile
+
+
 def plan_kept_spans(length: int, tile: int, overlap: int, multiple: int = 1) -> list[KeptSpan]:
     """Cover `length` by spans of at most `tile` pixels (rounded up to the multiple).
 
     Every kept part is surrounded by at least `overlap` pixels of real image (or the image's own edge), and spans start
     at multiples of the network's window, so that windows fall where they would in the whole image.
     """
-    tile = _round_up(max(tile, 2 * overlap + multiple), multiple)
+    tile = effective_kept_tile(tile, overlap, multiple)
     margin = _round_up(overlap, multiple)
     if length <= tile:
         return [KeptSpan(0, length, 0, length)]
-    if tile <= 2 * margin:  # both margins rounded up leave nothing to keep
-        return plan_kept_spans(length, 2 * tile, overlap, multiple)
     spans: list[KeptSpan] = []
     kept = 0
     while kept < length:
@@ -88,6 +94,11 @@ class FeatheredSpan:
 def smallest_feathered_tile(margin: int, multiple: int, ramp: int = RAMP) -> int:
     """The least tile in which both overlaps find room, also where the last tile begins right after the one before."""
     return _round_up(2 * margin + ramp + max(2 * margin + ramp, 2 * ramp) + 2 * multiple, multiple)
+
+
+def effective_feathered_tile(tile: int, margin: int, multiple: int) -> int:
+    """What `plan_feathered_spans` makes of a requested tile: whole multiples, room for both overlaps; 0 stays."""
+    return max(_round_up(tile, multiple), smallest_feathered_tile(margin, multiple)) if tile else 0
 
 
 def plan_feathered_spans(

@@ -87,7 +87,7 @@ def write_item(root: Path, profile: ProfileName, loaded: LoadedJob, outputs: Seq
     """One item of a cache, made as extraction makes it."""
     recipe, store = make_recipe_for(profile), Store(root)
     if not store.manifest_path.exists():
-        open_store(store, make_manifest(recipe, 0))
+        open_store(store, make_manifest(recipe, 0, {}))
     return ItemWriter(store).write(make_header(recipe, loaded), encode_item(recipe, loaded, outputs))
 
 

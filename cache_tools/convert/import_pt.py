@@ -56,7 +56,7 @@ def import_pt(
             if recipe is None:
                 recipe = _recipe(content, profile, compression)
                 require_unmixed(store, recipe)
-                open_store(store, make_manifest(recipe, len(paths)))
+                open_store(store, make_manifest(recipe, len(paths), {}))
             name = path.relative_to(folder).with_suffix("").as_posix()
             loaded, outputs = _loaded(path, name, content, recipe)
             if store.item_path(loaded.job.id).exists():

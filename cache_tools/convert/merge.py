@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache_tools.format.store import Entry, Recipe
+    from experts.spec import ExpertSpec
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def join_caches(stores: Sequence[Store], out: Store, recipe: Recipe) -> Merged:
             what = f"lacks {len(lacking)} item(s) of the other caches, first {lacking[0]}"
             raise Refusal(what, where=store.root, cure="extract them there, then merge")
     items = sorted(listings[0])
-    prepare(out, recipe, len(items), sum(entry.bytes for listing in listings for entry in listing.values()))
+    needed = sum(entry.bytes for listing in listings for entry in listing.values())
+    prepare(out, recipe, len(items), needed, known_specs(stores))
     writer = ItemWriter(out)
     kept = existing(out, items, recipe)
     for item in tqdm([item for item in items if item not in kept], unit="item", desc="merge", disable=None):
@@ -94,11 +96,16 @@ def join_item(stores: Sequence[Store], item: str, writer: ItemWriter, recipe: Re
     writer.write(header, arrays, entry.stamp)
 
 
-def prepare(out: Store, recipe: Recipe, planned: int, needed: int) -> None:
+def known_specs(stores: Sequence[Store]) -> dict[str, ExpertSpec]:
+    """What the caches say of their experts; of two that know one, the first."""
+    return {name: spec for store in reversed(stores) for name, spec in store.manifest.expert_specs.items()}
+
+
+def prepare(out: Store, recipe: Recipe, planned: int, needed: int, specs: Mapping[str, ExpertSpec]) -> None:
     """Open the target, unless it holds something else or the disk has no room."""
     require_unmixed(out, recipe)
     require_room(out.root, needed)
-    open_store(out, make_manifest(recipe, planned))
+    open_store(out, make_manifest(recipe, planned, specs))
 
 
 def existing(out: Store, items: Sequence[str], recipe: Recipe) -> set[str]:
@@ -113,7 +120,7 @@ def _unite(stores: Sequence[Store], out: Store) -> Merged:
     recipe = stores[0].manifest.recipe
     owners = _owners(stores)
     planned = max(len(owners), *(store.manifest.planned for store in stores))
-    prepare(out, recipe, planned, sum(entry.bytes for _, entry in owners.values()))
+    prepare(out, recipe, planned, sum(entry.bytes for _, entry in owners.values()), known_specs(stores))
     writer = ItemWriter(out)
     kept = existing(out, list(owners), recipe)
     for item in tqdm(sorted(set(owners) - kept), unit="item", desc="merge", disable=None):

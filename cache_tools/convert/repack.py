@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from cache_tools.convert.merge import Merged, existing, prepare
+from cache_tools.convert.merge import Merged, existing, known_specs, prepare
 from cache_tools.convert.recode import recode
 from cache_tools.format.item import compression_filters
 from cache_tools.format.schema import PROFILES
@@ -38,7 +38,8 @@ def repack(
     recipe = _recipe(store, profile, experts, compression)
     compression_filters(recipe.compression)
     entries = store.entries()
-    prepare(target, recipe, len(entries), sum(entry.bytes for entry in entries) if compression == "none" else 0)
+    needed = sum(entry.bytes for entry in entries) if compression == "none" else 0
+    prepare(target, recipe, len(entries), needed, known_specs([store]))
     kept = existing(target, [entry.id for entry in entries], recipe)
     writer = ItemWriter(target)
     for entry in tqdm([one for one in entries if one.id not in kept], unit="item", desc="repack", disable=None):

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from cache_tools.format.checksum import short_hash
 from cache_tools.format.layout import read_header
 from cache_tools.format.schema import SCHEMA_VERSION, SUFFIX, Compression, Header, ProfileName, Region, WithCode
-from experts.spec import FOLDER
+from experts.spec import FOLDER, ExpertSpec
 from imaging.refusal import Refusal
 from imaging.settings import Settings, parse_settings
 
@@ -78,6 +78,9 @@ class Manifest(Settings):
     fingerprint: str
     planned: int
     made_with: dict[str, str]
+    # How to open each network again, by name. Beside the recipe: where a file lies and what it is called decides no
+    # number, and caches of before, which lack it, keep their fingerprints.
+    expert_specs: dict[str, ExpertSpec] = {}
 
 
 class Entry(Settings):

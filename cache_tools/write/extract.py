@@ -17,7 +17,7 @@ from cache_tools.format.item import compression_filters
 from cache_tools.format.layout import read_header
 from cache_tools.format.store import Entry, Store, require_same_recipe
 from cache_tools.write.encode_item import encode_item
-from cache_tools.write.jobs import ItemJob, make_batches, owned
+from cache_tools.write.jobs import ItemJob, make_batches, owned, too_few_regions, upright
 from cache_tools.write.load import LoadedJob, load_job
 from cache_tools.write.pairs import Failure
 from cache_tools.write.recipe import jobs_for, make_header, make_manifest, make_recipe, require_unmixed
@@ -25,6 +25,7 @@ from cache_tools.write.run_experts import run_experts
 from cache_tools.write.space import item_sizes, require_room
 from cache_tools.write.writer import ItemWriter, open_store
 from experts.spec import ExpertOutput
+from experts.stored import stored_specs
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 
@@ -66,6 +67,9 @@ def extract(
     # First, so that a missing compressor is refused before hours of work and not at the first item.
     compression_filters(settings.compression)
     jobs, failures = jobs_for(settings)
+    few = too_few_regions(upright(jobs), settings.regions, settings.region_size)
+    if few and rank == 0:
+        log.warning("%s", few)
     recipe = make_recipe(settings, experts)
     store = Store(settings.out)
     require_unmixed(store, recipe)
@@ -78,7 +82,7 @@ def extract(
     left = remaining_batches(mine, run.finished)
     require_room(store.root, item_sizes(recipe, [job for batch in left for job in batch if job.id not in run.finished]))
     # Only now, after every refusal: a run that does not start leaves an existing cache untouched.
-    open_store(store, make_manifest(recipe, len(jobs)))
+    open_store(store, make_manifest(recipe, len(jobs), stored_specs(experts)))
     run.make(left)
     return report
 

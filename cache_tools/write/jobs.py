@@ -7,6 +7,7 @@ the number of ranks: so any run gives the same numbers.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -51,6 +52,25 @@ def make_jobs(sources: Iterable[Source], *, regions: int, region_size: int, seed
             group = _item_id(source.name, None if region == whole else region)
             jobs += [_job(group, source, region, region == whole, k) for k in range(VARIANTS if dihedral else 1)]
     return jobs
+
+
+def too_few_regions(items: Iterable[tuple[str, bool]], wanted: int, size: int) -> str | None:
+    """(image, whether it is whole) of every upright item -> a line about images with no room for the regions wanted."""
+    found = list(items)
+    counts = Counter(image for image, _ in found)
+    fewer = sum(count < wanted for count in counts.values())
+    whole = len({image for image, is_whole in found if is_whole})
+    if not wanted or not (fewer or whole):
+        return None
+    have = f"{fewer} of {len(counts)} images have fewer than {wanted} regions"
+    return (
+        f"{have}: they have no room for more of {size}x{size} LR pixels ({whole} are cached whole); see --region-size"
+    )
+
+
+def upright(jobs: Iterable[ItemJob]) -> list[tuple[str, bool]]:
+    """Image, and whether it is whole, of every job that is not a turned copy."""
+    return [(job.source.name, job.whole) for job in jobs if job.dihedral == 0]
 
 
 def make_batches(jobs: Sequence[ItemJob], size: int) -> list[tuple[ItemJob, ...]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cache_tools.format.schema import PROFILES, ProfileName
-from cache_tools.write.jobs import ItemJob
+from cache_tools.write.jobs import ItemJob, too_few_regions, upright
 from cache_tools.write.load import load_job
 from cache_tools.write.recipe import jobs_for, make_recipe
 from cache_tools.write.run_experts import run_experts
@@ -34,6 +34,7 @@ class ExtractionPlan:
     free: int
     seconds: float | None
     failures: list[Failure]
+    too_few_regions: str | None = None
 
 
 def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bool = True) -> ExtractionPlan:
@@ -52,6 +53,7 @@ def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bo
         free=free_bytes(settings.out),
         seconds=seconds_per_pixel(experts, jobs[0]) * pixels if timed else None,
         failures=failures,
+        too_few_regions=too_few_regions(upright(jobs), settings.regions, settings.region_size),
     )
 
 
@@ -74,6 +76,7 @@ def seconds_per_pixel(experts: Sequence[Expert], job: ItemJob) -> float:
 def in_table(plan: ExtractionPlan, chosen: ProfileName) -> str:
     """The forecast as text."""
     lines = [f"{plan.images} images -> {plan.files} items, {plan.lr_pixels / 1e6:.2f} million LR pixels"]
+    lines += [f"  {plan.too_few_regions}"] if plan.too_few_regions else []
     for name, size in plan.bytes.items():
         fits = "fits" if size <= plan.free else "does NOT fit"
         mark = "*" if name == chosen else " "

@@ -18,13 +18,13 @@ from cache_tools.write.pairs import degradation_of, find_sources
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cache_tools.format.store import Store
     from cache_tools.write.jobs import ItemJob
     from cache_tools.write.load import LoadedJob
     from cache_tools.write.pairs import Failure
-    from experts.spec import Expert
+    from experts.spec import Expert, ExpertSpec
 
 
 class ExtractSettings(Settings):
@@ -114,15 +114,18 @@ def make_header(recipe: Recipe, loaded: LoadedJob) -> Header:
     )
 
 
-def make_manifest(recipe: Recipe, planned: int) -> Manifest:
-    """The recipe with what made it."""
+def make_manifest(recipe: Recipe, planned: int, specs: Mapping[str, ExpertSpec]) -> Manifest:
+    """The recipe with what made it, and of its experts the specs that are known."""
     versions = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "h5py": h5py.version.version,
         "hdf5": h5py.version.hdf5_version,
     }
-    return Manifest(recipe=recipe, fingerprint=recipe.fingerprint, planned=planned, made_with=versions)
+    known = {one.name: specs[one.name] for one in recipe.experts if one.name in specs}
+    return Manifest(
+        recipe=recipe, fingerprint=recipe.fingerprint, planned=planned, made_with=versions, expert_specs=known
+    )
 
 
 def require_unmixed(store: Store, recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from cache_tools.convert.merge import join_item
+from cache_tools.convert.merge import join_item, known_specs
 from cache_tools.format.store import Store
 from cache_tools.write.extract import Report, extract
 from cache_tools.write.recipe import jobs_for, make_manifest, make_recipe, require_unmixed
@@ -45,7 +45,7 @@ def extract_sequentially(
         stage = extract(part, [open_one()], rank=rank, world=world, skip=finished)
         report.failures += [failure for failure in stage.failures if failure not in report.failures]
         parts.append(Store(part.out))
-    open_store(final, make_manifest(recipe, parts[0].manifest.planned))
+    open_store(final, make_manifest(recipe, parts[0].manifest.planned, known_specs(parts)))
     writer = ItemWriter(final, rank)
     entries = {entry.id: entry for entry in parts[0].index_lines()}
     for item in sorted({*stage.made, *stage.kept}):

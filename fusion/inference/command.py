@@ -6,19 +6,17 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fusion.budget.run import BudgetRunner
 from fusion.inference import forecast
-from fusion.inference.ensemble import EIGHTFOLD, Ensemble, Place, run_tile
+from fusion.inference.ensemble import EIGHTFOLD, Ensemble
 from fusion.inference.input_check import warn_about
 from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, make_jobs, measure_jobs
-from fusion.inference.memory import TileCost, auto_tile, measure
+from fusion.inference.memory import settle_tile
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery
 from fusion.inference.report.provenance import make_manifest, verify
-from fusion.inference.report.submission import Facts, check_set, pack, zip_names
+from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_set, pack, recorded_runtime, zip_names
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from fusion.inference.memory import TileCost
     from fusion.inference.options import Options
     from fusion.refinement.open import Refiner
     from imaging.refusal import Refusal
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REPORT, SUBMISSION = "report.html", "submission.zip"
-_SMALL = 128  # images up to this many LR pixels a side need no measured tile size
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,16 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
     extra |= {"device": str(ensemble.device), **ensemble.identity}
     if gallery is not None:
+        gallery.add_skipped([one.job for one in sized], result)
         extra["report"] = str(gallery.write(folder / REPORT, result, tile))
     if request.submission:
-        facts = Facts.of_run(result.seconds / max(1, len(result.written)), ensemble.device.type, ensemble.names)
-        extra["submission"] = str(pack(check_set(folder, request.input), folder / SUBMISSION, facts))
+        chosen = check_set(folder, request.input)
+        # The clock of this run saw only what it made itself: with images of an earlier one, the records tell.
+        seconds = result.seconds / max(1, len(result.written))
+        seconds = recorded_runtime(list(chosen.values())) if result.skipped else seconds
+        facts = Facts.of_run(seconds, ensemble.device.type, ensemble.names)
+        log.info("submission: readme.txt says extra data: %d (%s)", facts.extra_data, EXTRA_DATA_ADVICE)
+        extra["submission"] = str(pack(chosen, folder / SUBMISSION, facts))
     _print_result(request, result, extra, folder)
     return FAILURES_LISTED if result.failed else DONE
 
@@ -93,34 +97,6 @@ def _folder(source: Path, target: Path) -> Path:
     """Where outputs, report and submission go."""
     is_file = not source.is_dir() and target.suffix.lower() in SUFFIXES and not target.is_dir()
     return target.parent if is_file else target
-
-
-def settle_tile(options: Options, ensemble: Ensemble, sized: Sequence[Sized]) -> tuple[int, TileCost | None]:
-    """The tile size, measured where it is not given; the cost only where it was measured."""
-    if options.tile is not None:
-        return options.tile, None
-    return choose_tile(ensemble, max(max(one.height, one.width) for one in sized))
-
-
-def choose_tile(ensemble: Ensemble, largest: int) -> tuple[int, TileCost | None]:
-    """A tile size for images of up to `largest` LR pixels a side, by free memory where they are not small."""
-    if not ensemble.can_probe or largest <= _SMALL:
-        unknown = TileCost(0.0, None)
-        return auto_tile(unknown, ensemble.device, ensemble.margin, ensemble.multiple), None
-    cost = probe(ensemble)
-    tile = auto_tile(cost, ensemble.device, ensemble.margin, ensemble.multiple)
-    log.info("tiles of %d LR pixels, by free memory", tile)
-    return tile, cost
-
-
-def probe(ensemble: Ensemble) -> TileCost:
-    """Run one small tile of noise through everything."""
-
-    def run(side: int) -> torch.Tensor:
-        lr_BCHW = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(ensemble.device)
-        return run_tile(ensemble, lr_BCHW, Place("probe", 0, 0, side, side))
-
-    return measure(run, ensemble.device)
 
 
 def _forecast(
@@ -132,8 +108,6 @@ def _forecast(
     cost: TileCost | None,
     refiner: Refiner | None,
 ) -> int:
-    if cost is None:
-        cost = probe(ensemble) if ensemble.can_probe else TileCost(0.0, None)
     turns = len(EIGHTFOLD) if request.options.tta else 1
     document = forecast.forecast(sized, ensemble, tile, turns, cost)
     if refiner is not None:

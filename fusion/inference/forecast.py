@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fusion.inference.memory import probe, run_noise, time_tiles
 from fusion.inference.upscale import Grid
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
@@ -17,19 +20,30 @@ if TYPE_CHECKING:
     from fusion.inference.jobs import Sized
     from fusion.inference.memory import TileCost
 
+_LARGEST_TIMED = 512  # LR pixels a side: whole images beyond may not even fit into memory
 # Lossless photographs take about this share of their plain bytes; 3 bytes a pixel, as 16 bits and alpha are rare.
 _PNG_SHARE, _BYTES = 0.7, 3
 
 
-def forecast(sized: Sequence[Sized], ensemble: Ensemble, tile: int, turns: int, cost: TileCost) -> dict[str, Any]:
-    """Per image and in all."""
-    images = [_image(one, ensemble, tile, turns, cost) for one in sized]
+def forecast(
+    sized: Sequence[Sized],
+    ensemble: Ensemble,
+    tile: int,
+    turns: int,
+    cost: TileCost | None,
+) -> dict[str, Any]:
+    """Per image and in all. Times are between those of the fastest and the slowest of a few real tiles."""
+    pace, bytes_per_pixel = None, None
+    if ensemble.can_probe:
+        bytes_per_pixel = (cost or probe(ensemble)).bytes_per_pixel
+        pace = time_tiles(partial(run_noise, ensemble), ensemble.device, _timed_side(sized, tile))
+    images = [_image(one, ensemble, tile, turns, bytes_per_pixel, pace) for one in sized]
     return {
         "tile": tile,
         "device": str(ensemble.device),
         "images": images,
         "tiles": sum(one["tiles"] for one in images),
-        "seconds": round(sum(one["seconds"] for one in images), 3),
+        **{key: _sum([one[key] for one in images]) for key in ("seconds", "seconds_low", "seconds_high")},
         "disk_bytes": sum(one["disk_bytes"] for one in images),
         "memory_bytes": max((one["memory_bytes"] for one in images if one["memory_bytes"]), default=None),
     }
@@ -49,13 +63,13 @@ def as_text(document: dict[str, Any]) -> str:
     memory = document["memory_bytes"]
     lines = [
         f"{one['input']}: {one['width']}x{one['height']} -> {SCALE * one['width']}x{SCALE * one['height']}, "
-        f"{one['tiles']} tiles, about {one['seconds']:.0f} s"
+        f"{one['tiles']} tiles, {_time(one)}"
         for one in document["images"]
     ]
     tile = f"tiles of {document['tile']}" if document["tile"] else "whole images"
     lines.append(
         f"in all {len(lines)} images, {document['tiles']} tiles ({tile}) on {document['device']}, "
-        f"about {document['seconds']:.0f} s, {document['disk_bytes'] / 1e6:.0f} MB of disk, "
+        f"{_time(document)}, {document['disk_bytes'] / 1e6:.0f} MB of disk, "
         + (f"{memory / 1e6:.0f} MB of memory beyond the models" if memory else "memory unknown")
     )
     if "refine" in document:
@@ -67,20 +81,49 @@ def as_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _image(one: Sized, ensemble: Ensemble, tile: int, turns: int, cost: TileCost) -> dict[str, Any]:
+def _timed_side(sized: Sequence[Sized], tile: int) -> int:
+    """Of a square as large as what will run: the tile, or the largest image, where that is smaller."""
+    area = max(one.height * one.width for one in sized)
+    return min(tile or math.isqrt(area), max(1, math.isqrt(area)), _LARGEST_TIMED)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known), 3) if len(known) == len(values) else None
+
+
+def _time(document: dict[str, Any]) -> str:
+    if document["seconds"] is None:
+        return "time unknown"
+    low, high = document["seconds_low"], document["seconds_high"]
+    digits = 1 if high < 10 else 0
+    return f"about {low:.{digits}f} to {high:.{digits}f} s as this machine is loaded now"
+
+
+def _image(
+    one: Sized,
+    ensemble: Ensemble,
+    tile: int,
+    turns: int,
+    bytes_per_pixel: float | None,
+    pace: tuple[float, float] | None,
+) -> dict[str, Any]:
     grid = Grid.of(one.height, one.width, tile, ensemble.margin, ensemble.multiple)
     read = sum(row.stop - row.start for row in grid.rows) * sum(span.stop - span.start for span in grid.columns)
     largest = max(row.stop - row.start for row in grid.rows) * max(s.stop - s.start for s in grid.columns)
     # The tile itself; the image's levels; three bands of finished rows (made, waiting, being written).
     bands = 3 * _BYTES * max(row.stop - row.start for row in grid.rows) * one.width * SCALE**2
-    memory = None if cost.bytes_per_pixel is None else int(largest * cost.bytes_per_pixel)
+    memory = None if bytes_per_pixel is None else int(largest * bytes_per_pixel)
+    low, high = (None, None) if pace is None else (round(read * turns * one_pixel, 3) for one_pixel in pace)
     return {
         "input": str(one.job.input),
         "output": str(one.job.output),
         "height": one.height,
         "width": one.width,
         "tiles": len(grid),
-        "seconds": round(read * turns * cost.seconds_per_pixel, 3),
+        "seconds": None if low is None or high is None else round((low + high) / 2, 3),
+        "seconds_low": low,
+        "seconds_high": high,
         "memory_bytes": None if memory is None else memory + _BYTES * one.height * one.width + bands,
         "disk_bytes": _disk(one),
     }

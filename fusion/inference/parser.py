@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
     add("--experts", help="names, files, code:... or images:FOLDER, as a,b,c; any of those the model knows")
-    add("--config", type=Path, help="a YAML file with further experts")
+    add("--catalog", "--config", dest="config", type=Path, metavar="FILE", help="a YAML file with further experts")
     add(
         "--trust-code",
         action="store_true",

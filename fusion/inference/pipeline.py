@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -63,6 +63,8 @@ class Pipeline:
         runner: BudgetRunner | None = None,
         refiner: Refiner | None = None,
     ) -> None:
+        # A requested size is recorded as what it became; an automatic one as such: it differs from run to run.
+        options = options if options.tile is None else replace(options, tile=tile)
         self.ensemble, self.options, self.tile = with_refiner(ensemble, refiner), options, tile
         self._collector, self._runner = collector, runner
         turns = EIGHTFOLD if options.tta else PLAIN

@@ -28,7 +28,8 @@ class TrainingRecord(Settings):
     `verdict` is "base" where the fused image did not beat the base on held-out items: such a model gives the base.
     `shrinkage` is the factor in [0, 1] that every contribution is multiplied by when all experts are present, fitted on
     held-out items; `fewer[n - 1]` is the factor for n of them, 0 where no factor improved the image. `gain_db` is fused
-    minus base on other held-out items, with the ends of its bootstrap interval.
+    minus base on other held-out items, with the ends of its bootstrap interval. `expert_specs`: by name, how the
+    experts' room opens each network again; files of before have none.
     """
 
     verdict: Literal["untrained", "fused", "base"] = "untrained"
@@ -42,6 +43,7 @@ class TrainingRecord(Settings):
     held_out_items: int = 0
     data: str = ""
     details: dict[str, Any] = {}
+    expert_specs: dict[str, dict[str, Any]] = {}
 
     def shrinkage_for(self, present: int, known: int) -> float:
         """The factor for `present` of the `known` experts of the model."""

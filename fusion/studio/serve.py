@@ -60,7 +60,15 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
     ):
         os.environ.update(_OFFLINE, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
         device = options.device or best_device()
-        model = ModelSettings(options.model, device, experts, options.config, options.budget_model, refiner)
+        model = ModelSettings(
+            options.model,
+            device,
+            experts,
+            options.config,
+            options.budget_model,
+            refiner,
+            trust_code=options.trust_code,
+        )
         upscaler = Upscaler(EnsembleCache.of(model, build), ResultStore(), limits, Path(folder))
         _serve(upscaler, folders, listener, options.host)
     return DONE
@@ -121,7 +129,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument_group("model, as for infer.py").add_argument
     add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
     add("--experts", help="comma-separated names or files")
-    add("--config", type=Path, help="a YAML file with further experts")
+    add("--catalog", "--config", dest="config", type=Path, metavar="FILE", help="a YAML file with further experts")
+    add("--trust-code", action="store_true", help="run the Python file of an expert with code")
     add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")
     budget_help = "what `python -m fusion fit-budget` wrote: offers budgets"
     add("--budget-model", "--budget-head", type=Path, metavar="FILE", help=budget_help)

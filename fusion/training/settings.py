@@ -24,6 +24,7 @@ class DataSettings(Settings):
     hr: tuple[Path, ...] = ()
     cache: Path | None = None
     experts: tuple[str, ...] = ()
+    catalog: Path | None = None  # a YAML file with further experts, as every command's --catalog
     scale: Literal[2, 3, 4] = 4
     degrade: DegradeSettings | None = None
     patch: PositiveInt = 32

@@ -71,8 +71,9 @@ def test_the_budget_model_names_the_kind_of_device_without_its_number(place: Pat
 
 
 def test_without_the_networks_training_logs_why_there_is_no_budget_model(
-    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))  # where the experts lay is not known here
     document = fusion_document(place / "cache", tmp_path / "run", steps=1)
     assert run(train.main, ["--config", str(write_config(tmp_path / "c.yaml", document))]) == DONE
     assert "no budget model, since the experts cannot be timed" in caplog.text

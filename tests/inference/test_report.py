@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -148,3 +150,31 @@ def test_large_images_are_reduced_by_averaging(tmp_path: Path) -> None:
     assert carry_out(request, ensemble_of()) == DONE
     sizes = re.findall(r"aspect-ratio:(\d+)/(\d+)", (tmp_path / "out" / "report.html").read_text())
     assert sizes == [("934", "40")]  # 2800x120 by 3
+
+
+def test_an_image_of_an_earlier_run_is_in_the_report_with_its_record_and_scores(report: Path) -> None:
+    """Interrupted after one image, gone on with --skip-existing: the report is of the whole folder."""
+    place = report.parent.parent
+    options = Options(tile=40, skip_existing=True)
+    request = Request(place / "lr", place / "out", options, report=True, hr=place / "hr", submission=True)
+    ensemble = ensemble_of(brighter=brighter, shifted=shifted)
+    before = report.read_text()
+    (place / "out" / "<first>.png").unlink()
+    assert carry_out(request, ensemble) == DONE
+    after = report.read_text()
+    assert after.count("<section id=") == 2 and after.count("made by an earlier run") == 1
+    assert after.index("&lt;first&gt;") < after.index(">second <")
+    for record in (place / "out").glob("*.png.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": 7.0}))
+    assert carry_out(request, ensemble) == DONE
+    whole = report.read_text()
+    assert whole.count("<section id=") == whole.count("made by an earlier run") == 2
+    assert "0 written, 2 skipped" in whole and "shifted (of" not in whole
+    for name in ("<first>", "second"):
+        truth, made = (pixels(place / folder / f"{name}.png") for folder in ("hr", "out"))
+        luma = [(image @ [65.481, 128.553, 24.966] / 255 + 16)[4:-4, 4:-4] for image in (truth, made)]
+        score = f"{peak_signal_noise_ratio(*luma, data_range=255):.3f} dB"
+        assert score in before and score in whole
+    assert whole.count("input_sha256") == 2, "the stored claims"
+    with zipfile.ZipFile(place / "out" / "submission.zip") as packed:
+        assert "runtime per image [s] : 7.00" in packed.read("readme.txt").decode()

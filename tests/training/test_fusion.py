@@ -45,6 +45,16 @@ def striped(tmp_path_factory):
     return make_striped_cache(tmp_path_factory.mktemp("striped"))
 
 
+@pytest.mark.parametrize(("hold_out", "said"), [(2, 1), (9, 1), (10, 0)])
+def test_too_few_images_for_the_gate_are_said_before_the_first_step(cache, tmp_path, hold_out, said, caplog):
+    settings = fusion_settings(
+        cache, tmp_path / "run", data={"cache": str(cache), "patch": 8, "batch": 4, "hold_out": 2}
+    )
+    data = settings.data.model_copy(update={"hold_out": hold_out})
+    FusionTask(settings.model_copy(update={"data": data}), CacheSource(settings))
+    assert caplog.text.count("needs 5: whatever is learned, the base will be shipped") == said
+
+
 def test_two_images_prove_nothing_and_the_base_is_shipped(cache, tmp_path):
     summary = run(fusion_settings(cache, tmp_path / "run"))
     assert not summary["gate"]["passed"] and "prove nothing" in summary["gate"]["reason"]

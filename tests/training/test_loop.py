@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from fusion.training.loop import loop
 from fusion.training.loop.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from fusion.training.loop.estimate import in_words
+from fusion.training.loop.optimizers import learning_rate
 from fusion.training.settings import CheckpointSettings
 from fusion.training.tasks.expert import ExpertTask
 from imaging.refusal import Refusal
@@ -277,3 +279,55 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path):
         else:  # the flipped bit was in no one's bytes: padding between the entries
             assert torch.equal(loaded["network"]["a"], torch.arange(9.0))
     assert refused >= 50
+
+
+def test_a_run_can_be_prolonged(pictures, tmp_path, caplog):
+    """It goes on as a run of more steps would from there; that it did is recorded wherever the run is described."""
+    cut = tmp_path / "cut"
+    run(expert_settings(pictures, cut, steps=4, checkpoint={"every": 2}))
+    longer = expert_settings(pictures, cut, steps=8, checkpoint={"every": 2})
+    with pytest.raises(Refusal, match="has begun already"):
+        run(longer)
+    real, rates = loop.take_step, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", lambda *words: rates.append(result := real(*words)) or result)
+        summary = run(longer, resume=True)
+    assert summary["steps"] == 8 and last_state(cut)["step"] == 8
+    expected = [learning_rate(step, 8, longer.optimizer.lr, longer.schedule) for step in range(4, 8)]
+    assert [one.lr for one in rates] == expected
+    assert "prolonged to 8 steps after step 4" in caplog.text
+    origin = json.loads((cut / "origin.json").read_text())
+    assert origin["prolonged"] == [{"after": 4, "to": 8}]
+    with safe_open(cut / "model.safetensors", "pt") as file:
+        provenance = json.loads(file.metadata()["provenance"])
+    assert provenance["prolonged"] == origin["prolonged"] and provenance["settings"]["steps"] == 8
+    run(longer, resume=True)  # it is a run of 8 steps now
+    assert json.loads((cut / "origin.json").read_text()) == origin
+    with pytest.raises(Refusal, match=r"'steps' was 8 .* and is 4 now"):
+        run(expert_settings(pictures, cut, steps=4), resume=True)
+
+
+def test_the_time_of_a_run_is_said_before_its_first_step_and_changes_no_bit(pictures, tmp_path, caplog):
+    def made(name):
+        run(expert_settings(pictures, tmp_path / name, steps=30, validation={"every": 15}, checkpoint={"every": 30}))
+        return last_state(tmp_path / name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "tell_duration", lambda *words: None)
+        silent = made("silent")
+    caplog.set_level("INFO")
+    caplog.clear()
+    assert_same(made("told"), silent)
+    lines = [record.message for record in caplog.records]
+    told = next(index for index, line in enumerate(lines) if "30 steps at about" in line)
+    assert "and 2 validations" in lines[told]
+    assert told < next(index for index, line in enumerate(lines) if "after step 15" in line)
+
+
+def test_durations_in_words():
+    assert [in_words(seconds) for seconds in (3, 90, 7200, 200_000)] == [
+        "3 seconds",
+        "1.5 minutes",
+        "2.0 hours",
+        "2.3 days",
+    ]

@@ -5,7 +5,9 @@ Axes: K layers, E experts, C colour, H and W at four times LR size; h and w redu
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -15,6 +17,8 @@ import torch.nn.functional as F
 
 from fusion.inference.ensemble import layer_names
 from fusion.inference.report.page import ReportImage, render
+from fusion.inference.report.provenance import read_record
+from fusion.inference.source import read_source
 from imaging.atomic import write_text
 from imaging.files import image_size, list_images, quantize_u8, read_rgb
 from imaging.metrics import psnr, ssim
@@ -22,6 +26,7 @@ from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import ImageJob, RunResult
     from fusion.inference.source import Source
+
+log = logging.getLogger(__name__)
 
 LONGEST = 1200  # pixels a side of the pictures in the report
 FUSED, REFINED = "fused", "refined"
@@ -48,16 +55,57 @@ class Gallery:
 
     def start(self, job: ImageJob, source: Source, manifest: dict[str, Any]) -> Page:
         """A page for one image; a missing true image fails before the work."""
-        truth = None
-        if self._hr is not None:
-            truth = self._truth.get(_stem(job.input))
-            if truth is None:
-                raise Refusal(f"has no partner in {self._hr}", where=job.input, cure="complete --hr, or leave it out")
-            found, made = image_size(truth), (SCALE * source.height, SCALE * source.width)
-            if found != made:
-                what = f"is {found[1]}x{found[0]}, the output {made[1]}x{made[0]}"
-                raise Refusal(what, where=truth, cure="give the true image of this input")
+        truth = self._partner(job, source)
         return Page(self, job.item, source, manifest, truth, self._experts, self._layers)
+
+    def _partner(self, job: ImageJob, source: Source) -> Path | None:
+        if self._hr is None:
+            return None
+        truth = self._truth.get(_stem(job.input))
+        if truth is None:
+            raise Refusal(f"has no partner in {self._hr}", where=job.input, cure="complete --hr, or leave it out")
+        found, made = image_size(truth), (SCALE * source.height, SCALE * source.width)
+        if found != made:
+            what = f"is {found[1]}x{found[0]}, the output {made[1]}x{made[0]}"
+            raise Refusal(what, where=truth, cure="give the true image of this input")
+        return truth
+
+    def add_skipped(self, jobs: Sequence[ImageJob], result: RunResult) -> None:
+        """Pages of the images that an earlier run made: what is in the file, and in the record beside it."""
+        skipped = set(result.skipped)
+        for job in jobs:
+            if job.output in skipped:
+                try:
+                    self.add(self._of_file(job))
+                except Refusal as refusal:
+                    log.error("%s", refusal)
+                    result.failed[job.input] = refusal
+
+    def _of_file(self, job: ImageJob) -> ReportImage:
+        source, record = read_source(job.input), read_record(job.output)
+        assert record is not None  # without one it would not have been skipped
+        truth, image_BCHW = self._partner(job, source), read_rgb(job.output)
+        name = REFINED if "refine" in record["claim"] else FUSED
+        page = Page(self, job.item, source, record["claim"], truth, [], [])
+        picture_HWC = _picture(F.avg_pool2d(image_BCHW, page.factor, ceil_mode=True)[0])
+        scores = dict[str, tuple[float, float]]()
+        if truth is not None:
+            truth_BCHW = read_rgb(truth)
+            scores[name] = (float(psnr(image_BCHW, truth_BCHW)), float(ssim(image_BCHW, truth_BCHW)))
+        seen = {key: value for key, value in record.items() if key not in ("claim", "output_sha256")}
+        return ReportImage(
+            item=job.item,
+            size=(SCALE * source.height, SCALE * source.width),
+            before_HWC=page.enlarged_input(*picture_HWC.shape[:2]),
+            pictures={name: picture_HWC},
+            maps={},
+            scores=scores,
+            seen=seen,
+            manifest=record["claim"],
+            plan=None,
+            guard=record.get("refined"),
+            earlier=True,
+        )
 
     def add(self, image: ReportImage) -> None:
         """Take a finished page."""
@@ -66,7 +114,9 @@ class Gallery:
     def write(self, path: Path, result: RunResult, tile: int) -> Path:
         """The report as one file."""
         run = result.document() | {"tile": tile, "device": str(self._ensemble.device)} | dict(self._ensemble.identity)
-        write_text(path, render(self._images, run))
+        # Those of an earlier run come last here, and stand where they belong.
+        images = sorted(self._images, key=lambda one: PurePosixPath(one.item).parts)
+        write_text(path, render(images, run))
         return path
 
 
@@ -87,7 +137,8 @@ class Page:
     _refined: tuple[Tensor, dict[str, float]] | None = None
 
     @property
-    def _factor(self) -> int:
+    def factor(self) -> int:
+        """Pixels of the output to one of the report."""
         return max(1, -(-SCALE * max(self.source.height, self.source.width) // LONGEST))
 
     def add(self, band_KHW: Tensor) -> None:
@@ -100,10 +151,10 @@ class Page:
         spread_1HW = experts_ECHW.std(dim=0, unbiased=False).mean(0, keepdim=True)
         rows_KHW = torch.cat([band_KHW, spread_1HW])
         rows_KHW = rows_KHW if self._rest is None else torch.cat([self._rest, rows_KHW], dim=-2)
-        whole = rows_KHW.shape[-2] // self._factor * self._factor
+        whole = rows_KHW.shape[-2] // self.factor * self.factor
         self._rest = rows_KHW[:, whole:]
         if whole:
-            self._reduced.append(F.avg_pool2d(rows_KHW[None, :, :whole], self._factor, ceil_mode=True)[0])
+            self._reduced.append(F.avg_pool2d(rows_KHW[None, :, :whole], self.factor, ceil_mode=True)[0])
 
     def add_refined(self, image_CHW: Tensor, guard: dict[str, float]) -> None:
         """The whole refined image, float and not clamped, and what the guard measured."""
@@ -112,7 +163,7 @@ class Page:
     def finish(self, seen: dict[str, Any], plan: dict[str, Any] | None) -> None:
         """Everything has come: make the pictures."""
         if self._rest is not None and self._rest.shape[-2]:
-            rest = F.avg_pool2d(self._rest[None], (self._rest.shape[-2], self._factor), ceil_mode=True)[0]
+            rest = F.avg_pool2d(self._rest[None], (self._rest.shape[-2], self.factor), ceil_mode=True)[0]
             self._reduced.append(rest)
         layers_Khw = torch.cat(self._reduced, dim=-2)
         count = 3 + 3 * len(self.experts)
@@ -124,16 +175,16 @@ class Page:
         elif plan is None:  # a single expert: its gate is 1 everywhere
             maps = {name: values for name, values in maps.items() if not name.startswith("gate/")}
         size = (SCALE * self.source.height, SCALE * self.source.width)
-        before_HWC, scores = self._before(*layers_Khw.shape[-2:]), self._scores(names)
+        before_HWC, scores = self.enlarged_input(*layers_Khw.shape[-2:]), self._scores(names)
         guard = None
         if self._refined is not None:
             refined_CHW, guard = self._refined
-            pictures[REFINED] = _picture(F.avg_pool2d(refined_CHW[None], self._factor, ceil_mode=True)[0])
+            pictures[REFINED] = _picture(F.avg_pool2d(refined_CHW[None], self.factor, ceil_mode=True)[0])
         self.gallery.add(
             ReportImage(self.item, size, before_HWC, pictures, maps, scores, seen, self.manifest, plan, guard)
         )
 
-    def _before(self, height: int, width: int) -> np.ndarray:
+    def enlarged_input(self, height: int, width: int) -> np.ndarray:
         """The input, enlarged by bicubic interpolation (or shrunk, where the report is smaller)."""
         levels_HWC = self.source.levels_HWC
         how = cv2.INTER_CUBIC if height >= self.source.height else cv2.INTER_AREA

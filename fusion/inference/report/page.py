@@ -38,6 +38,7 @@ class ReportImage:
     manifest: dict[str, Any]
     plan: dict[str, Any] | None
     guard: dict[str, float] | None  # of the refined image, where there is one
+    earlier: bool = False  # made by an earlier run: of the experts there is nothing left to show
 
 
 def render(images: Sequence[ReportImage], run: dict[str, Any]) -> str:
@@ -83,8 +84,14 @@ def _score_table(images: Sequence[ReportImage]) -> str:
     scored = [one.scores for one in images if one.scores]
     if not scored:
         return ""
-    names = list(scored[0])
-    means = {name: tuple(np.mean([one[name] for one in scored], axis=0)) for name in names}
+    # Of an image that an earlier run made there is only the image: its experts' scores are not known.
+    counts = {name: sum(name in one for one in scored) for one in scored for name in one}
+    means = {
+        name if count == len(scored) else f"{name} (of {count})": tuple(
+            np.mean([one[name] for one in scored if name in one], axis=0)
+        )
+        for name, count in counts.items()
+    }
     return f"<h2>Scores, mean of {len(scored)}</h2>" + _table(means)
 
 
@@ -100,17 +107,22 @@ def _table(scores: dict[str, tuple[float, ...]]) -> str:
 
 def _section(one: ReportImage, number: int) -> str:
     height, width = one.size
-    fused, refined = one.pictures["fused"], one.pictures.get("refined")
+    fused, refined = one.pictures.get("fused"), one.pictures.get("refined")
+    sliders = [] if fused is None else [_slider(one.before_HWC, fused, "bicubic", "fused")]
+    if refined is not None:
+        left, name = (one.before_HWC, "bicubic") if fused is None else (fused, "fused")
+        sliders.append(_slider(left, refined, name, "refined"))
+        sliders += [_guard(one.guard)] if one.guard else []
     experts = {name: picture for name, picture in one.pictures.items() if name not in ("fused", "refined")}
     facts = f"{width}&times;{height}, {one.seen['tiles']} tiles, {one.seen['seconds']:.2f} s"
+    facts += ", made by an earlier run" if one.earlier else ""
     figures = [_figure(picture, name) for name, picture in experts.items()] if len(experts) > 1 or one.plan else []
     figures += [_map(name, values, _scale(name, one.maps)) for name, values in one.maps.items()]
     plan = "" if one.plan is None else f"<details><summary>Budget plan</summary>{_plan(one.plan)}</details>"
     manifest = escape(json.dumps({"claim": one.manifest, **one.seen}, indent=2))
     return f"""<section id="image-{number}">
 <h2>{escape(one.item)} <small>{facts}</small></h2>
-{_slider(one.before_HWC, fused, "bicubic", "fused")}
-{"" if refined is None else _slider(fused, refined, "fused", "refined") + _guard(one.guard or {})}
+{"".join(sliders)}
 {_table(one.scores) if one.scores else ""}
 <div class="grid">{"".join(figures)}</div>
 {plan}

@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 README = "readme.txt"
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the zip of the same images is the same file
 
+EXTRA_DATA_ADVICE = (
+    "assumed, since experts bring the data they were trained on; `python -m fusion submit OUT -i IN --no-extra-data`"
+    " where the challenge's own was all"
+)
+
 
 @dataclass(frozen=True)
 class Facts:

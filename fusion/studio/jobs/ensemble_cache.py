@@ -37,6 +37,7 @@ class BuildEnsemble(Protocol):
         device: str,
         precision: Precision = ...,
         config: Path | None = ...,
+        trust_code: bool = ...,
     ) -> Ensemble:
         """Open the experts and the fusion model."""
         ...
@@ -68,6 +69,7 @@ class ModelSettings:
     config: Path | None = None
     budget_model: Path | None = None
     refiner: RefinerSettings | None = None
+    trust_code: bool = False
 
 
 class EnsembleCache:
@@ -94,7 +96,14 @@ class EnsembleCache:
         """What `build` opens from these settings, all experts at first."""
 
         def open_experts(wanted: Sequence[str] | None, precision: Precision) -> Ensemble:
-            return build(settings.model, wanted, device=settings.device, precision=precision, config=settings.config)
+            return build(
+                settings.model,
+                wanted,
+                device=settings.device,
+                precision=precision,
+                config=settings.config,
+                trust_code=settings.trust_code,
+            )
 
         refine = None if settings.refiner is None else partial(open_refiner, *settings.refiner)
         return cls(open_experts, settings.experts, settings.budget_model, refine)

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
-from fusion.inference.command import settle_tile
 from fusion.inference.ensemble import EIGHTFOLD
 from fusion.inference.input_check import TROUBLES, warn_about
+from fusion.inference.memory import settle_tile
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.upscale import Grid
 from fusion.refinement.refine import count_tiles

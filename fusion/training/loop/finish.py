@@ -83,6 +83,7 @@ def _provenance(
         "git": origin["git"],
         "torch": origin["torch"],
         "step": step,
+        **({"prolonged": origin["prolonged"]} if "prolonged" in origin else {}),
         "scores": scores,
         "note": settings.export.note,
         **verdict,

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from fusion.training.loop.accelerator import open_accelerator
 from fusion.training.loop.checkpoint import keep_best, latest_checkpoint, load_checkpoint, save_checkpoint
+from fusion.training.loop.estimate import tell_duration
 from fusion.training.loop.finish import finish
 from fusion.training.loop.initial_weights import load_initial_weights
 from fusion.training.loop.journal import open_journals, refuse_missing
@@ -51,13 +52,30 @@ def train(settings: TrainSettings, make_task: Callable[[int, int], Task], *, res
         state.restore(load_checkpoint(latest))
         log.info("resumed after step %d", state.step)
     journals = open_journals(settings, folder, state.step) if accelerator.is_main_process else []
+    if folder.prolonged:
+        _note_prolonged(state, settings, folder, accelerator, journals)
     waiting = Waiting()
     try:
+        tell_duration(state, task, losses, settings, accelerator)
         run_steps(state, task, losses, settings, accelerator, folder, journals, waiting)
         return finish(state, task, settings, accelerator, folder, waiting)
     finally:
         for journal in journals:
             journal.close()
+
+
+def _note_prolonged(
+    state: TrainingState, settings: TrainSettings, folder: RunFolder, accelerator: Accelerator, journals: list[Journal]
+) -> None:
+    """From here on the schedule is that of the longer run: rates and stages jump to where it would be."""
+    log.warning(
+        "prolonged to %d steps after step %d: learning rate and stages go on as those of a run of %d steps",
+        *(settings.steps, state.step, settings.steps),
+    )
+    if accelerator.is_main_process:
+        folder.record_prolonged(settings, state.step)
+    for journal in journals:
+        journal.scalars({"train/planned_steps": float(settings.steps)}, state.step)
 
 
 def run_steps(

@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from imaging.settings import parse_settings, read_yaml
 
 # Settings that change no number of the result, and may therefore differ when a run is resumed.
 FREE_TO_CHANGE = ("log", "checkpoint", "device")
-FREE_IN_DATA = ("workers", "hr", "cache")
+FREE_IN_DATA = ("workers", "hr", "cache", "catalog")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class RunFolder:
     """The places within one run's folder."""
 
     root: Path
+    prolonged: bool = False  # more steps are wanted than when it began
 
     @property
     def checkpoints(self) -> Path:
@@ -60,6 +61,13 @@ class RunFolder:
         """Scores and decisions, written at the end."""
         return self.root / "summary.json"
 
+    def record_prolonged(self, settings: TrainSettings, step: int) -> None:
+        """In the origin, from which it comes into the model's header; then in the config, which makes it so."""
+        document = json.loads(self.origin.read_text(encoding="utf-8"))
+        document["prolonged"] = [*document.get("prolonged", []), {"after": step, "to": settings.steps}]
+        write_text(self.origin, json.dumps(document, indent=2) + "\n")
+        write_text(self.config, to_yaml(settings))
+
 
 def to_yaml(settings: TrainSettings) -> str:
     """The settings with every default spelled out."""
@@ -74,14 +82,14 @@ def open_run(settings: TrainSettings, fingerprint: str, *, resume: bool) -> RunF
             raise Refusal(
                 "this run has begun already", where=settings.run, cure="add --resume auto, or give another run="
             )
-        _check_same_run(settings, fingerprint, folder)
-        return folder
+        return replace(folder, prolonged=_check_same_run(settings, fingerprint, folder))
     write_text(folder.origin, json.dumps(origin(fingerprint), indent=2) + "\n")
     write_text(folder.config, to_yaml(settings))
     return folder
 
 
-def _check_same_run(settings: TrainSettings, fingerprint: str, folder: RunFolder) -> None:
+def _check_same_run(settings: TrainSettings, fingerprint: str, folder: RunFolder) -> bool:
+    """Refuse another run; whether this one is prolonged."""
     # Read through the types, so that a setting that is new since then has its default on both sides.
     before = parse_settings(TrainSettings, read_yaml(folder.config), where=str(folder.config)).model_dump(mode="json")
     now = settings.model_dump(mode="json")
@@ -89,17 +97,20 @@ def _check_same_run(settings: TrainSettings, fingerprint: str, folder: RunFolder
         old, new = before[name], now[name]
         if name == "data":
             old, new = ({key: one[key] for key in one if key not in FREE_IN_DATA} for one in (old, new))
+        if name == "steps" and settings.steps > before["steps"]:
+            continue
         if old != new:
             raise Refusal(
                 f"'{name}' was {old} when the run began and is {new} now",
                 where=folder.config,
-                cure="resume with the settings it began with, or give another run=",
+                cure="resume with the settings it began with (more steps are possible), or give another run=",
             )
     known = json.loads(folder.origin.read_text(encoding="utf-8"))["fingerprint"]
     if known != fingerprint:
         raise Refusal(
             "the training data has changed since the run began", where=folder.origin, cure="give another run="
         )
+    return settings.steps > before["steps"]
 
 
 def origin(fingerprint: str) -> dict[str, Any]:

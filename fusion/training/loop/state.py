@@ -89,6 +89,11 @@ def new_state(task: Task, settings: TrainSettings, accelerator: Accelerator) -> 
     network.to(accelerator.device)
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
+    return state_of(network, settings, accelerator)
+
+
+def state_of(network: nn.Module, settings: TrainSettings, accelerator: Accelerator) -> TrainingState:
+    """The same of a network that is on its device."""
     average = averaged(network, settings.ema)
     optimizer = new_optimizer(network.parameters(), settings.optimizer)
     scaler = GradScaler(accelerator.device.type, enabled=settings.precision == "fp16")

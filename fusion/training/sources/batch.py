@@ -73,6 +73,11 @@ class FusionSource(Source, Protocol):
         """The experts in the order of the batches."""
         ...
 
+    @property
+    def expert_specs(self) -> Mapping[str, dict[str, Any]]:
+        """By name, how the experts' room opens each network again, as plain values."""
+        ...
+
     def fit_items(self) -> Iterator[TrainBatch]:
         """Training images, one at a time, for the base's fit."""
         ...

@@ -83,6 +83,16 @@ class CacheSource:
             for name in self._reader.experts
         )
 
+    @property
+    def expert_specs(self) -> dict[str, dict[str, Any]]:
+        """As the cache has them; one made before they were stored has none."""
+        specs = self._reader.store.manifest.expert_specs
+        return {
+            name: specs[name].model_dump(mode="json", exclude_defaults=True)
+            for name in self._reader.experts
+            if name in specs
+        }
+
     def raw_batches(self, steps: range, workers: int) -> Iterator[Any]:
         """As the cache stores them."""
         self._patches.set_position(*divmod(steps.start, self._patches.steps_per_epoch))

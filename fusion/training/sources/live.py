@@ -7,7 +7,7 @@ Legend: B batch, E experts, C channels, H and W height and width.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -43,10 +43,12 @@ class LiveSource:
         run_experts: RunExperts,
         rank: int = 0,
         world: int = 1,
+        expert_specs: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         data = settings.data.model_copy(update={"patch": settings.data.patch + 2 * CONTEXT})
         self._folder = FolderSource(settings.model_copy(update={"data": data}), rank, world)
         self._slots, self._run_experts = slots, run_experts
+        self.expert_specs: Mapping[str, dict[str, Any]] = expert_specs or {}
 
     @property
     def fingerprint(self) -> str:

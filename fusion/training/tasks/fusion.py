@@ -16,7 +16,7 @@ from fusion.network.interface import TrainingRecord
 from fusion.network.network import FusionSR, load_model
 from fusion.network.save import save_model
 from fusion.network.settings import FusionSettings
-from fusion.training.judge.gate import paired_bootstrap
+from fusion.training.judge.gate import FEWEST_IMAGES, paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
 from fusion.training.judge.shrinkage import error_moments_of, fit_shrinkage, gain_db
 from fusion.training.sources.sampling import Purpose, draw
@@ -61,6 +61,13 @@ class FusionTask:
             raise Refusal(what, where="data.hold_out", cure="hold out at least 2 images")
         self._settings = settings
         self.source = source
+        judging = settings.data.hold_out // 2
+        if judging < FEWEST_IMAGES and base is None:
+            log.warning(
+                "the gate will have %d held-out images and needs %d: whatever is learned, the base will be shipped; "
+                "data.hold_out=%d or more, of at least twice as many images, lets it decide",
+                *(judging, FEWEST_IMAGES, 2 * FEWEST_IMAGES),
+            )
         document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
         fusion = parse_settings(FusionSettings, document, where="network.settings")
         statistics = initial_statistics_of(source, settings.run) if base is None else None
@@ -185,6 +192,7 @@ class FusionTask:
             held_out_items=gate["images"],
             data=self.source.fingerprint,
             details=dict(provenance),
+            expert_specs=dict(self.source.expert_specs),
         )
 
 
