@@ -69,7 +69,7 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
         return _forecast(request, ensemble, sized, refused, tile, cost, refiner)
     # All that may refuse or warn comes before the first tile: a run may take hours.
     check_target(folder)
-    forecast.check_disk(sized, folder)
+    forecast.check_disk(sized, folder, request.options.size)
     warn_about([one.job.input for one in sized])
     runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
     gallery = Gallery(ensemble, request.hr, runner) if request.report else None
@@ -133,7 +133,7 @@ def _forecast(
     if cost is None:
         cost = probe(ensemble) if ensemble.can_probe else TileCost(0.0, None)
     turns = len(EIGHTFOLD) if request.options.tta else 1
-    document = forecast.forecast(sized, ensemble, tile, turns, cost)
+    document = forecast.forecast(sized, ensemble, tile, turns, cost, request.options.size)
     if refiner is not None:
         document["refine"] = forecast_refinement(refiner, sized)
     document["failed"] = {str(job.input): f"{one.what}; {one.cure}" for job, one in refused}

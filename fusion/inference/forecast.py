@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
     from fusion.inference.memory import TileCost
+    from fusion.inference.options import OutputSize
 
 # Lossless photographs take about this share of their plain bytes; 3 bytes a pixel, as 16 bits and alpha are rare.
 _PNG_SHARE, _BYTES = 0.7, 3
 
 
-def forecast(sized: Sequence[Sized], ensemble: Ensemble, tile: int, turns: int, cost: TileCost) -> dict[str, Any]:
+def forecast(
+    sized: Sequence[Sized], ensemble: Ensemble, tile: int, turns: int, cost: TileCost, size: OutputSize
+) -> dict[str, Any]:
     """Per image and in all."""
-    images = [_image(one, ensemble, tile, turns, cost) for one in sized]
+    images = [_image(one, ensemble, tile, turns, cost, size) for one in sized]
     return {
         "tile": tile,
         "device": str(ensemble.device),
@@ -35,9 +38,9 @@ def forecast(sized: Sequence[Sized], ensemble: Ensemble, tile: int, turns: int, 
     }
 
 
-def check_disk(sized: Sequence[Sized], folder: Path) -> None:
+def check_disk(sized: Sequence[Sized], folder: Path, size: OutputSize) -> None:
     """Refuse before the work what would end in a full disk."""
-    needed = sum(_disk(one) for one in sized)
+    needed = sum(_disk(one, size) for one in sized)
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"about {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
@@ -48,7 +51,7 @@ def as_text(document: dict[str, Any]) -> str:
     """The forecast as text."""
     memory = document["memory_bytes"]
     lines = [
-        f"{one['input']}: {one['width']}x{one['height']} -> {SCALE * one['width']}x{SCALE * one['height']}, "
+        f"{one['input']}: {one['width']}x{one['height']} -> {one['output_width']}x{one['output_height']}, "
         f"{one['tiles']} tiles, about {one['seconds']:.0f} s"
         for one in document["images"]
     ]
@@ -67,7 +70,7 @@ def as_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _image(one: Sized, ensemble: Ensemble, tile: int, turns: int, cost: TileCost) -> dict[str, Any]:
+def _image(one: Sized, ensemble: Ensemble, tile: int, turns: int, cost: TileCost, size: OutputSize) -> dict[str, Any]:
     grid = Grid.of(one.height, one.width, tile, ensemble.margin, ensemble.multiple)
     read = sum(row.stop - row.start for row in grid.rows) * sum(span.stop - span.start for span in grid.columns)
     largest = max(row.stop - row.start for row in grid.rows) * max(s.stop - s.start for s in grid.columns)
@@ -79,12 +82,15 @@ def _image(one: Sized, ensemble: Ensemble, tile: int, turns: int, cost: TileCost
         "output": str(one.job.output),
         "height": one.height,
         "width": one.width,
+        "output_height": size.of(one.height, one.width)[0],
+        "output_width": size.of(one.height, one.width)[1],
         "tiles": len(grid),
         "seconds": round(read * turns * cost.seconds_per_pixel, 3),
         "memory_bytes": None if memory is None else memory + _BYTES * one.height * one.width + bands,
-        "disk_bytes": _disk(one),
+        "disk_bytes": _disk(one, size),
     }
 
 
-def _disk(one: Sized) -> int:
-    return int(one.height * one.width * SCALE**2 * _BYTES * _PNG_SHARE)
+def _disk(one: Sized, size: OutputSize) -> int:
+    height, width = size.of(one.height, one.width)
+    return int(height * width * _BYTES * _PNG_SHARE)

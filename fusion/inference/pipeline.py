@@ -136,9 +136,17 @@ class Pipeline:
         if self._runner is not None:
             self.result.plans[job.item] = self._runner.document(job.item)
         collector = self._collector.start(job, source, manifest) if self._collector else None
-        size = {"height": SCALE * source.height, "width": SCALE * source.width, "channels": channels_of(source)}
-        text = {KEY: json.dumps(manifest)}
-        writer = ImageWriter(job.output, **size, depth=depth, icc=source.icc, text=text)
+        height, width = self.options.size.of(source.height, source.width)
+        is_resized = (height, width) != (SCALE * source.height, SCALE * source.width)
+        writer = ImageWriter(
+            job.output,
+            height=height,
+            width=width,
+            channels=channels_of(source),
+            depth=depth,
+            icc=source.icc,
+            text={KEY: json.dumps(manifest)},
+        )
         try:
             upscale(
                 source,
@@ -150,6 +158,7 @@ class Pipeline:
                 depth=depth,
                 collector=collector,
                 rework=self._refining and self._refining.of(source, job.item, collector),
+                size=(height, width) if is_resized else None,
                 tick=progress.tick,
             )
         except BaseException:
@@ -162,6 +171,8 @@ class Pipeline:
             "seconds": round(seconds, 3),
             "events": list(self._retry.events),
         }
+        if is_resized:
+            seen["size"] = [width, height]
         if job.item in self.result.guards:
             seen["refined"] = self.result.guards[job.item]
         if collector is not None:
