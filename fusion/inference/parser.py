@@ -12,6 +12,7 @@ from fusion.inference.options import Options, OutputSize
 from fusion.refinement.presets import COLOURS, PRESETS, Blend, preset_of
 from imaging.files import SUFFIXES
 from imaging.refusal import Refusal
+from imaging.shard import parse_shard
 
 if TYPE_CHECKING:
     import argparse
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--width", type=int, metavar="PX", help="of the outputs; the height follows")
     add("--height", type=int, metavar="PX", help="of the outputs; with --width: what fits into both")
     add("--max-side", type=int, metavar="PX", help="no output side longer than this")
+    add("--shard", metavar="I/N", help="make the I-th of N parts of the folder (0 to N-1), for schedulers")
     add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
     add = parser.add_argument_group("model").add_argument
     add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
@@ -88,6 +90,9 @@ def request_of(words: argparse.Namespace) -> Request:
         raise Refusal("the budget is incomplete or given twice", where="command line", cure=cure)
     if words.budget is not None and not 0 < words.budget <= 1:
         raise Refusal(f"--budget {words.budget} is no share", where="command line", cure="give more than 0, up to 1")
+    if words.shard is not None and (words.report or words.submission):
+        cure = "run once more without --shard, by --skip-existing, for the report and the submission"
+        raise Refusal("a part of a folder has no report or submission", where="--shard", cure=cure)
     options = Options(
         tile=_tile(words.tile),
         tta=words.tta,
@@ -111,6 +116,7 @@ def request_of(words: argparse.Namespace) -> Request:
         as_json=words.json,
         verify=words.verify,
         budget_model=words.budget_model,
+        shard=(0, 1) if words.shard is None else parse_shard(words.shard),
     )
 
 
