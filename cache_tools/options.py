@@ -11,7 +11,7 @@ from cache_tools.format.schema import PROFILES
 from cache_tools.write.recipe import ExtractSettings, keeps_features
 from experts.words import split_words
 from imaging.device import AUTO, choose_device
-from imaging.refusal import Refusal
+from imaging.shard import parse_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -196,12 +196,10 @@ def _open(options: argparse.Namespace, names: Sequence[str]) -> list[Expert]:
 
 def rank_and_world(shard: str) -> tuple[int, int]:
     """`--shard I/N` and the launcher's RANK and WORLD_SIZE, together."""
-    part, _, parts = shard.partition("/")
-    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
-        raise Refusal(f"'{shard}' is not I/N with I from 0 to N-1", where="--shard", cure="write for example 0/4")
+    part, parts = parse_shard(shard)
     # Both multiply: a scheduler's shard may itself be started by torchrun.
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return int(part) * world + rank, int(parts) * world
+    return part * world + rank, parts * world
 
 
 def _names(text: str) -> list[str]:

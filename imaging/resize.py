@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 from imaging.layers import at_least_float32
 from imaging.quantize import quantize_u8
 from imaging.scale import SCALE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 Edge = Literal["replicate", "mirror"]
 
@@ -51,6 +54,36 @@ def resize_bicubic(
     rows = _along_rows(wide, target[0], scales[0], edge)
     both = _along_rows(rows.transpose(-1, -2), target[1], scales[1], edge).transpose(-1, -2)
     return both.to(x_BCHW.dtype).contiguous()
+
+
+def resize_bands(
+    bands_CHW: Iterable[Tensor], source: tuple[int, int], size: tuple[int, int], *, edge: Edge = "replicate"
+) -> Iterator[Tensor]:
+    """Rows of an image of `source` (height, width), top to bottom -> rows of the image at `size`, as of the whole up to
+    the order of sums; held are only the rows that the next ones need.
+    """
+    scale = size[0] / source[0]
+    if size[0] == source[0]:
+        resized: Iterable[Tensor] = bands_CHW
+    else:
+        resized = _stream_rows(bands_CHW, _matrices(source[0], size[0], scale, edge))
+    for rows_CHW in resized:
+        yield _along_rows(rows_CHW.transpose(-1, -2), size[1], size[1] / source[1], edge).transpose(-1, -2)
+
+
+def _stream_rows(bands_CHW: Iterable[Tensor], matrices: Sequence[tuple[int, Tensor]]) -> Iterator[Tensor]:
+    """Each matrix times its rows as soon as these are there; rows above all later ones are let go."""
+    bands = iter(bands_CHW)
+    held_CHW, top = next(bands), 0
+    for first, weights_OI in matrices:
+        held_CHW, top = held_CHW[..., max(0, first - top) :, :], max(first, top)
+        while top + held_CHW.shape[-2] < first + weights_OI.shape[1]:
+            held_CHW = torch.cat([held_CHW, next(bands)], dim=-2)
+            held_CHW, top = held_CHW[..., max(0, first - top) :, :], max(first, top)
+        inputs = held_CHW[..., first - top : first - top + weights_OI.shape[1], :]
+        yield torch.matmul(weights_OI.to(inputs), inputs)
+    for _ in bands:  # the last rows may be further down than the last output row sees
+        pass
 
 
 def downscale(hr_BCHW: Tensor, factor: int = SCALE, *, edge: Edge = "replicate") -> Tensor:

@@ -12,7 +12,7 @@ from fusion.inference.ensemble import EIGHTFOLD, Ensemble
 from fusion.inference.input_check import warn_about
 from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, make_jobs, measure_jobs
 from fusion.inference.memory import settle_tile
-from fusion.inference.pipeline import Pipeline
+from fusion.inference.pipeline import Pipeline, part_of
 from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery
 from fusion.inference.report.provenance import make_manifest, verify
@@ -48,6 +48,7 @@ class Request:
     as_json: bool = False
     verify: Path | None = None
     budget_model: Path | None = None
+    shard: tuple[int, int] = (0, 1)
 
 
 def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = None) -> int:
@@ -64,16 +65,16 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     folder = _folder(request.input, request.output)
     tile, cost = settle_tile(request.options, ensemble, sized)
     if request.dry_run:
-        return _forecast(request, ensemble, sized, refused, tile, cost, refiner)
+        return _forecast(request, ensemble, part_of(sized, request.shard), refused, tile, cost, refiner)
     # All that may refuse or warn comes before the first tile: a run may take hours.
     check_target(folder)
     if request.submission:
         zip_names([job.input for job in jobs], request.input)
-    forecast.check_disk(sized, folder)
+    forecast.check_disk(part_of(sized, request.shard), folder, request.options.size)
     warn_about([one.job.input for one in sized])
     runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
     gallery = Gallery(ensemble, request.hr, runner) if request.report else None
-    result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused)
+    result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused, request.shard)
     if result.failed and not request.input.is_dir():
         raise next(iter(result.failed.values()))
     extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
@@ -109,7 +110,7 @@ def _forecast(
     refiner: Refiner | None,
 ) -> int:
     turns = len(EIGHTFOLD) if request.options.tta else 1
-    document = forecast.forecast(sized, ensemble, tile, turns, cost)
+    document = forecast.forecast(sized, ensemble, tile, turns, cost, request.options.size)
     if refiner is not None:
         document["refine"] = forecast_refinement(refiner, sized)
     document["failed"] = {str(job.input): f"{one.what}; {one.cure}" for job, one in refused}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
     from fusion.inference.memory import TileCost
+    from fusion.inference.options import OutputSize
 
 _LARGEST_TIMED = 512  # LR pixels a side: whole images beyond may not even fit into memory
 # Lossless photographs take about this share of their plain bytes; 3 bytes a pixel, as 16 bits and alpha are rare.
@@ -31,13 +32,14 @@ def forecast(
     tile: int,
     turns: int,
     cost: TileCost | None,
+    size: OutputSize,
 ) -> dict[str, Any]:
     """Per image and in all. Times are between those of the fastest and the slowest of a few real tiles."""
     pace, bytes_per_pixel = None, None
     if ensemble.can_probe:
         bytes_per_pixel = (cost or probe(ensemble)).bytes_per_pixel
         pace = time_tiles(partial(run_noise, ensemble), ensemble.device, _timed_side(sized, tile))
-    images = [_image(one, ensemble, tile, turns, bytes_per_pixel, pace) for one in sized]
+    images = [_image(one, ensemble, tile, turns, bytes_per_pixel, pace, size) for one in sized]
     return {
         "tile": tile,
         "device": str(ensemble.device),
@@ -49,9 +51,9 @@ def forecast(
     }
 
 
-def check_disk(sized: Sequence[Sized], folder: Path) -> None:
+def check_disk(sized: Sequence[Sized], folder: Path, size: OutputSize) -> None:
     """Refuse before the work what would end in a full disk."""
-    needed = sum(_disk(one) for one in sized)
+    needed = sum(_disk(one, size) for one in sized)
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"about {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
@@ -62,7 +64,7 @@ def as_text(document: dict[str, Any]) -> str:
     """The forecast as text."""
     memory = document["memory_bytes"]
     lines = [
-        f"{one['input']}: {one['width']}x{one['height']} -> {SCALE * one['width']}x{SCALE * one['height']}, "
+        f"{one['input']}: {one['width']}x{one['height']} -> {one['output_width']}x{one['output_height']}, "
         f"{one['tiles']} tiles, {_time(one)}"
         for one in document["images"]
     ]
@@ -107,6 +109,7 @@ def _image(
     turns: int,
     bytes_per_pixel: float | None,
     pace: tuple[float, float] | None,
+    size: OutputSize,
 ) -> dict[str, Any]:
     grid = Grid.of(one.height, one.width, tile, ensemble.margin, ensemble.multiple)
     read = sum(row.stop - row.start for row in grid.rows) * sum(span.stop - span.start for span in grid.columns)
@@ -120,14 +123,17 @@ def _image(
         "output": str(one.job.output),
         "height": one.height,
         "width": one.width,
+        "output_height": size.of(one.height, one.width)[0],
+        "output_width": size.of(one.height, one.width)[1],
         "tiles": len(grid),
         "seconds": None if low is None or high is None else round((low + high) / 2, 3),
         "seconds_low": low,
         "seconds_high": high,
         "memory_bytes": None if memory is None else memory + _BYTES * one.height * one.width + bands,
-        "disk_bytes": _disk(one),
+        "disk_bytes": _disk(one, size),
     }
 
 
-def _disk(one: Sized) -> int:
-    return int(one.height * one.width * SCALE**2 * _BYTES * _PNG_SHARE)
+def _disk(one: Sized, size: OutputSize) -> int:
+    height, width = size.of(one.height, one.width)
+    return int(height * width * _BYTES * _PNG_SHARE)

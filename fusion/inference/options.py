@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion.inference.jobs import AUTO
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.refinement.presets import Blend
     from imaging.files import Depth
+
+
+@dataclass(frozen=True)
+class OutputSize:
+    """How large the written image is: a multiple of the input, or sides in pixels with the shape kept.
+
+    Both `width` and `height`: as large as fits into the two. `max_side` only makes smaller.
+    """
+
+    outscale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    max_side: int | None = None
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to write for an input of this size."""
+        scale = float(SCALE) if self.outscale is None else self.outscale
+        sides = [side / own for side, own in ((self.height, height), (self.width, width)) if side is not None]
+        scale = min(sides, default=scale)
+        if self.max_side is not None:
+            scale = min(scale, self.max_side / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def manifest(self) -> dict[str, float]:
+        """What was asked for."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -25,6 +52,7 @@ class Options:
     suffix: str = ""
     skip_existing: bool = False
     refine: Blend | None = None
+    size: OutputSize = OutputSize()
 
     def manifest(self) -> dict[str, Any]:
         """The options that decide pixels."""
@@ -36,4 +64,6 @@ class Options:
             chosen["max_loss"] = self.max_loss
         if self.refine is not None:
             chosen["refine"] = self.refine.manifest()
+        if self.size != OutputSize():  # records of images at four times their size stay as they were
+            chosen["size"] = self.size.manifest()
         return chosen

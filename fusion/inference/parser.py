@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 from fusion.inference.command import Request
 from fusion.inference.jobs import AUTO
 from fusion.inference.model_selection import DEFAULT
-from fusion.inference.options import Options
+from fusion.inference.options import Options, OutputSize
 from fusion.refinement.presets import COLOURS, PRESETS, Blend, preset_of
 from imaging.files import SUFFIXES
 from imaging.refusal import Refusal
+from imaging.shard import parse_shard
 
 if TYPE_CHECKING:
     import argparse
 
     from imaging.files import Depth
 
+MAX_SIDE = 1_000_000  # pixels; formats have limits of their own
 _DEPTHS: dict[str, Depth | None] = {AUTO: None, "8": 8, "16": 16}
 
 
@@ -30,6 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ext", choices=formats, default=AUTO, help="format of the outputs; auto: that of each input")
     add("--suffix", default="", help="added to each output's name")
     add("--depth", choices=list(_DEPTHS), default=AUTO, help="bits per channel; auto: as the input")
+    add(
+        "-s",
+        "--outscale",
+        type=float,
+        metavar="F",
+        help="times the input's size; default 4; reduced or enlarged from 4",
+    )
+    add("--width", type=int, metavar="PX", help="of the outputs; the height follows")
+    add("--height", type=int, metavar="PX", help="of the outputs; with --width: what fits into both")
+    add("--max-side", type=int, metavar="PX", help="no output side longer than this")
+    add("--shard", metavar="I/N", help="make the I-th of N parts of the folder (0 to N-1), for schedulers")
     add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
     add = parser.add_argument_group("model").add_argument
     add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
@@ -77,6 +90,9 @@ def request_of(words: argparse.Namespace) -> Request:
         raise Refusal("the budget is incomplete or given twice", where="command line", cure=cure)
     if words.budget is not None and not 0 < words.budget <= 1:
         raise Refusal(f"--budget {words.budget} is no share", where="command line", cure="give more than 0, up to 1")
+    if words.shard is not None and (words.report or words.submission):
+        cure = "run once more without --shard, by --skip-existing, for the report and the submission"
+        raise Refusal("a part of a folder has no report or submission", where="--shard", cure=cure)
     options = Options(
         tile=_tile(words.tile),
         tta=words.tta,
@@ -87,6 +103,7 @@ def request_of(words: argparse.Namespace) -> Request:
         suffix=words.suffix,
         skip_existing=words.skip_existing,
         refine=_blend(words),
+        size=_size(words),
     )
     return Request(
         words.input,
@@ -99,6 +116,7 @@ def request_of(words: argparse.Namespace) -> Request:
         as_json=words.json,
         verify=words.verify,
         budget_model=words.budget_model,
+        shard=(0, 1) if words.shard is None else parse_shard(words.shard),
     )
 
 
@@ -116,6 +134,24 @@ def _blend(words: argparse.Namespace) -> Blend | None:
         raise Refusal(f"--refine {words.refine} needs a base model", where="command line", cure=cure)
     strength = 1.0 if words.refine_strength is None else words.refine_strength
     return Blend(strength, words.refine_colour or preset.colour, words.refine_seed)
+
+
+def _size(words: argparse.Namespace) -> OutputSize:
+    size = OutputSize(words.outscale, words.width, words.height, words.max_side)
+    if size == OutputSize():
+        return size
+    if words.outscale is not None and (words.width is not None or words.height is not None):
+        cure = "give --outscale, or --width and --height"
+        raise Refusal("the output's size is given twice", where="command line", cure=cure)
+    for name, value in size.manifest().items():
+        least, most = (0.1, 16) if name == "outscale" else (1, MAX_SIDE)
+        if not least <= value <= most:  # a NaN is in no range
+            what = f"--{name.replace('_', '-')} {value:g}"
+            raise Refusal(what, where="command line", cure=f"give {least:g} to {most:,}")
+    if words.submission:
+        cure = "leave the size at four times, or pack no submission"
+        raise Refusal("a submission holds images of four times their input", where="command line", cure=cure)
+    return size
 
 
 def _tile(word: str) -> int | None:

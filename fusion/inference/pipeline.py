@@ -77,15 +77,20 @@ class Pipeline:
         assert (refiner is None) == (options.refine is None)
         self._refining = Refining(refiner, options.refine, self.result) if refiner and options.refine else None
 
-    def run(self, sized: Sequence[Sized], refused: Sequence[tuple[ImageJob, Refusal]] = ()) -> RunResult:
-        """Jobs as `measure_jobs` gives them: every image that can be made is made; the rest is listed."""
+    def run(
+        self,
+        sized: Sequence[Sized],
+        refused: Sequence[tuple[ImageJob, Refusal]] = (),
+        shard: tuple[int, int] = (0, 1),
+    ) -> RunResult:
+        """Jobs as `measure_jobs` gives them: every image of the shard that can be made is made; the rest is listed."""
         folders = {job.output.parent for job in (*(one.job for one in sized), *(job for job, _ in refused))}
         for folder in filter(Path.is_dir, folders):
             remove_dead_temporaries(folder)
         began = time.perf_counter()
-        if self._runner is not None:  # over all images, also those already there, so that a resumed run plans the same
+        if self._runner is not None:  # over all images: a resumed run and one of many shards plan the same
             self._runner.plan(sized, self._grid)
-        sized = [one for one in sized if not self._skips(one.job)]
+        sized = [one for one in part_of(sized, shard) if not self._skips(one.job)]
         for job, refusal in refused:
             self._fail(job, refusal)
         pixels = sum(one.height * one.width for one in sized)
@@ -138,9 +143,17 @@ class Pipeline:
         if self._runner is not None:
             self.result.plans[job.item] = self._runner.document(job.item)
         collector = self._collector.start(job, source, manifest) if self._collector else None
-        size = {"height": SCALE * source.height, "width": SCALE * source.width, "channels": channels_of(source)}
-        text = {KEY: json.dumps(manifest)}
-        writer = ImageWriter(job.output, **size, depth=depth, icc=source.icc, text=text)
+        height, width = self.options.size.of(source.height, source.width)
+        is_resized = (height, width) != (SCALE * source.height, SCALE * source.width)
+        writer = ImageWriter(
+            job.output,
+            height=height,
+            width=width,
+            channels=channels_of(source),
+            depth=depth,
+            icc=source.icc,
+            text={KEY: json.dumps(manifest)},
+        )
         try:
             upscale(
                 source,
@@ -152,6 +165,7 @@ class Pipeline:
                 depth=depth,
                 collector=collector,
                 rework=self._refining and self._refining.of(source, job.item, collector),
+                size=(height, width) if is_resized else None,
                 tick=progress.tick,
             )
         except BaseException:
@@ -164,6 +178,8 @@ class Pipeline:
             "seconds": round(seconds, 3),
             "events": list(self._retry.events),
         }
+        if is_resized:
+            seen["size"] = [width, height]
         if job.item in self.result.guards:
             seen["refined"] = self.result.guards[job.item]
         if collector is not None:
@@ -196,6 +212,14 @@ class Pipeline:
     def _fail(self, job: ImageJob, refusal: Refusal) -> None:
         log.error("%s", refusal)
         self.result.failed[job.input] = refusal
+
+
+def part_of(sized: Sequence[Sized], shard: tuple[int, int]) -> list[Sized]:
+    """Every N-th image from the largest on: parts of about the same work, the same on every machine."""
+    part, parts = shard
+    by_size = sorted(sized, key=lambda one: (-one.height * one.width, one.job.item))
+    mine = {one.job.output for one in by_size[part::parts]}
+    return [one for one in sized if one.job.output in mine]
 
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"

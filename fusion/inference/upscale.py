@@ -14,6 +14,7 @@ from fusion.inference.ensemble import Place
 from fusion.inference.tiles import assemble
 from imaging.files import grey_plane, quantize_u8, quantize_u16
 from imaging.malloc import give_back_memory
+from imaging.resize import resize_bands
 from imaging.scale import SCALE
 from imaging.tiling import plan_feathered_spans
 
@@ -90,12 +91,13 @@ def upscale(
     depth: Depth,
     collector: ImageCollector | None = None,
     rework: Callable[[Tensor], Tensor] | None = None,
+    size: tuple[int, int] | None = None,
     tick: Callable[[], object],
 ) -> None:
     """Run every tile and hand finished rows on; `tick` is called after each tile.
 
     `rework` makes the whole image (3, 4H, 4W), float and not clamped, into another before any of it is written: then,
-    and only then, is the image held whole.
+    and only then, is the image held whole. `size` is the (height, width) to write, where it is not four times.
     """
 
     def run_tile(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
@@ -107,7 +109,7 @@ def upscale(
 
     def finish(part_KHW: Tensor) -> Tensor:
         # Where floats are still needed they stay; else levels are all that is kept.
-        is_final = collector is None and rework is None
+        is_final = collector is None and rework is None and size is None
         return to_levels(part_KHW, depth, grey=source.grey) if is_final else part_KHW
 
     bands = assemble(grid.rows, grid.columns, run_tile, finish)
@@ -115,6 +117,20 @@ def upscale(
         bands = _collected(bands, collector)
     if rework is not None:
         bands = _reworked(bands, rework)
+    levels = _to_file(bands, source, depth) if size is None else _resized(bands, source, depth, size)
+    height = SCALE * source.height if size is None else size[0]
+    done = 0
+    for band_KHW in levels:
+        writer.put(band_KHW)
+        done += band_KHW.shape[-2]
+        if done < height:
+            give_back_memory()  # bands of wide images fragment the heap that the tiles reuse
+    assert done == height
+    writer.close()
+
+
+def _to_file(bands: Iterable[Tensor], source: Source, depth: Depth) -> Iterator[Tensor]:
+    """Levels as they are written, the transparency below the colours."""
     done = 0
     for band_KHW in bands:
         if band_KHW.is_floating_point():
@@ -123,11 +139,23 @@ def upscale(
             alpha_1HW = _quantized(source.alpha_rows(done, band_KHW.shape[-2])[None], depth)
             band_KHW = torch.cat([band_KHW, alpha_1HW])
         done += band_KHW.shape[-2]
-        writer.put(band_KHW)
-        if done < SCALE * source.height:
-            give_back_memory()  # bands of wide images fragment the heap that the tiles reuse
-    assert done == SCALE * source.height
-    writer.close()
+        yield band_KHW
+
+
+def _resized(bands: Iterable[Tensor], source: Source, depth: Depth, size: tuple[int, int]) -> Iterator[Tensor]:
+    """The same at another size. Clamped before, as the image of four times the size would be; rounded once, after."""
+
+    def planes() -> Iterator[Tensor]:
+        done = 0
+        for band_KHW in bands:
+            alpha = [] if source.alpha_HW is None else [source.alpha_rows(done, band_KHW.shape[-2])[None]]
+            done += band_KHW.shape[-2]
+            yield torch.cat([band_KHW[:3], *alpha]).clamp(0, 1)
+
+    whole = (SCALE * source.height, SCALE * source.width)
+    for band_KHW in resize_bands(planes(), whole, size):
+        colours = to_levels(band_KHW[:3], depth, grey=source.grey)
+        yield torch.cat([colours, *(_quantized(plane[None], depth) for plane in band_KHW[3:])])
 
 
 def _collected(bands: Iterable[Tensor], collector: ImageCollector) -> Iterator[Tensor]:

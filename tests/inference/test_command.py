@@ -387,3 +387,25 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
         words = ["-t", 128, "--model", "none", "--experts", weights]
         peaks.append(run_infer("-i", tmp_path / f"{height}.png", "-o", tmp_path / f"{height}-out.png", *words).peak_mb)
     assert peaks[1] < peaks[0] + 150  # the output alone is 100 MB as levels, 400 MB as floats
+
+
+def test_shards_make_every_image_once_and_the_report_comes_at_the_end(
+    tmp_path: Path, expert: Path, capsys: Any
+) -> None:
+    inputs = save_photos(tmp_path / "in", 5)
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "whole") == DONE
+    counts = []
+    for part in range(2):
+        words = ("-i", tmp_path / "in", "-o", tmp_path / "out", "--shard", f"{part}/2")
+        capsys.readouterr()
+        assert alone(expert, *words, "--json") == DONE
+        document = json.loads(capsys.readouterr().out)
+        counts.append(len(document["written"]))
+        assert not document["skipped"]
+    assert counts == [3, 2]
+    for path in inputs:
+        assert (tmp_path / "out" / path.name).read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+    assert alone(expert, *words, "--report") == REFUSED
+    assert "--skip-existing" in capsys.readouterr().err
+    assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out", "--shard", "2/2") == REFUSED
+    assert "not I/N" in capsys.readouterr().err
