@@ -22,6 +22,7 @@ COMMANDS = {
     "train-all": ("fusion.train_all.train_all", "train all experts and their fusion within a time budget"),
     "doctor": ("fusion.evaluation.doctor", "check a model and print what it is made of"),
     "submit": ("fusion.inference.report.submission", "check a folder of outputs and pack it for a challenge"),
+    "fit-base": ("fusion.training.tasks.fit_base", "fit the base alone: a fusion without training, in one pass"),
     "fit-budget": ("fusion.budget.fit", "learn from a cache which tiles are worth which experts"),
     "bench-budget": ("benchmarks.inference.budget", "measure a budget's curve of quality over cost by infer.py"),
     "bench-pareto": ("benchmarks.inference.pareto", "quality over CPU time of all experts and presets here"),
