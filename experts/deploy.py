@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 
 from experts.loading.load import load_network
 from experts.loading.weights import ARCHITECTURE_KEY, HYPERPARAMETERS_KEY, read_state_file, require_weights
 from experts.native.base import NativeNetwork
 from experts.open import spec_of
-from imaging.atomic import atomic_path
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
+from imaging.tensors.safe import write_safetensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,8 +60,7 @@ def deploy(wanted: str, catalog: Catalog, out: Path) -> Deployed:
         FOLDED_FROM: state.sha256,
     }
     # Float32: rounding the sums of branches once more would cost what folding is promised to keep.
-    with atomic_path(out) as temporary:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary, metadata=header)
+    write_safetensors(out, network.state_dict(), header)
     return Deployed(
         file=str(out),
         architecture=loaded.architecture,

@@ -20,7 +20,7 @@ from experts.image_folder import ImageFolderExpert
 from experts.loading.find_file import note_place
 from experts.loading.find_tap import find_tap
 from experts.loading.load import load_network
-from experts.loading.weights import SUFFIXES, find_weights, read_state_file, require_weights, verify
+from experts.loading.weights import SUFFIXES, find_weights, read_state_file, recorded_sha256, require_weights, verify
 from experts.pad import padded_length
 from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
@@ -117,7 +117,9 @@ def open_expert(
         return ImageFolderExpert(Path(wanted.removeprefix(IMAGES_PREFIX)), device=device)
     spec = spec_of(wanted, catalog) if isinstance(wanted, str) else wanted
     path, source = require_weights(spec)
-    state = read_state_file(path, sha256=verify(path, source))
+    sha256 = verify(path, source)
+    vouched = source.sha256 is not None or recorded_sha256(path) is not None
+    state = read_state_file(path, sha256=sha256, vouched=vouched)
     spec = with_found_file(spec, source, path)
     loaded = load_network(state, spec, trust_code=trust_code)
     with without_meshgrid_warning():

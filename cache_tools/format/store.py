@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from cache_tools.format.checksum import short_hash
+from cache_tools.format.checksum import crc32, short_hash
 from cache_tools.format.layout import read_header
 from cache_tools.format.schema import SCHEMA_VERSION, SUFFIX, Compression, Header, ProfileName, Region, WithCode
 from experts.spec import FOLDER, ExpertSpec
 from imaging.refusal import Refusal
 from imaging.settings import Settings, parse_settings
+from imaging.tensors.seal import unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
 UNKNOWN = "unknown (imported from .pt)"  # recorded where the older files name neither architecture nor weights
+
+
+_CRC = "crc"  # of a line of the index
 
 
 class ExpertIdentityRecord(WithCode):
@@ -97,6 +99,16 @@ class Entry(Settings):
     bytes: int
     stamp: str = ""
 
+    @property
+    def checksum(self) -> int:
+        """Of all its values."""
+        return crc32(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+
+    @property
+    def line(self) -> str:
+        """As the index has it: a flipped digit of a size would otherwise choose other crops."""
+        return json.dumps({**self.model_dump(mode="json"), _CRC: self.checksum}) + "\n"
+
     @classmethod
     def of(cls, header: Header, size: int, stamp: str = "") -> Entry:
         """The entry for an item file of `size` bytes; `stamp` records sizes and times of its source files."""
@@ -144,16 +156,21 @@ class Store:
     def manifest(self) -> Manifest:
         """The manifest; a folder without one is no cache."""
         try:
-            text = self.manifest_path.read_text(encoding="utf-8")
+            text = self.manifest_path.read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             cure = "make one with `python -m cache_tools extract`, or check the path"
             raise Refusal("is not a cache (it has no manifest.json)", where=self.root, cure=cure) from None
+        except OSError as error:
+            what = f"cannot be read ({error.strerror})"
+            raise Refusal(what, where=self.manifest_path, cure="check its permissions") from None
+        cure = "restore it, or extract into a new folder"
         try:
             document = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            raise Refusal("is damaged", where=self.manifest_path, cure="restore it, or extract into a new folder")
+            raise Refusal("is damaged", where=self.manifest_path, cure=cure)
+        document = unsealed(document, self.manifest_path, cure=cure)
         return parse_settings(Manifest, document, where=str(self.manifest_path))
 
     def entries(self) -> list[Entry]:
@@ -182,9 +199,13 @@ class Store:
 
 def _parse_line(line: str) -> Entry | None:
     try:
-        return Entry.model_validate_json(line)
-    except ValidationError:
+        document = json.loads(line)
+        checksum = document.pop(_CRC, None) if isinstance(document, dict) else None
+        entry = Entry.model_validate(document)
+    except (ValueError, RecursionError):  # pydantic's errors are among them
         return None
+    # Lines of earlier releases have no checksum.
+    return entry if checksum in (None, entry.checksum) else None
 
 
 def require_same_recipe(path: Path, found: str, wanted: str) -> None:

@@ -6,6 +6,7 @@ A process killed anywhere in between leaves either no item or a whole one.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from cache_tools.format.item import serialize_item
 from cache_tools.format.store import Entry
 from cache_tools.read.item_file import TileFile
 from imaging.atomic import atomic_path, remove_dead_temporaries, sync_file, sync_folder, write_text
+from imaging.tensors.seal import sealed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +57,7 @@ class ItemWriter:
             self._index.parent.mkdir(parents=True, exist_ok=True)
             # A line appended to a torn one would be lost with it.
             torn = self._index.exists() and not _ends_with_newline(self._index)
-            line = ("\n" if torn else "") + entry.model_dump_json() + "\n"
+            line = ("\n" if torn else "") + entry.line
             descriptor = os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 # O_APPEND and one write: lines of two processes on one index do not interleave.
@@ -81,7 +83,7 @@ def open_store(store: Store, manifest: Manifest) -> None:
     try:
         store.items.mkdir(parents=True, exist_ok=True)
         remove_dead_temporaries(store.root)
-        write_text(store.manifest_path, manifest.model_dump_json(indent=2) + "\n")
+        write_text(store.manifest_path, json.dumps(sealed(manifest.model_dump(mode="json")), indent=2) + "\n")
     except OSError as error:
         raise storage_failed(store.root, error) from error
 
@@ -89,7 +91,7 @@ def open_store(store: Store, manifest: Manifest) -> None:
 def rebuild_index(store: Store, entries: list[Entry]) -> None:
     """One index file in place of all, with exactly the existing items."""
     try:
-        write_text(store.index / "rank-000.jsonl", "".join(entry.model_dump_json() + "\n" for entry in entries))
+        write_text(store.index / "rank-000.jsonl", "".join(entry.line for entry in entries))
         for path in store.index.glob("*.jsonl"):
             if path.name != "rank-000.jsonl":
                 path.unlink()

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from imaging.hashes import file_sha256
 from imaging.paths import pretrained_folder, pretrained_folders
 from imaging.refusal import Refusal
+from imaging.tensors.safe import WEIGHTS_KEYS, WEIGHTS_OPTIONAL, read_safetensors
+from imaging.tensors.seal import read_json
 from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
@@ -66,25 +66,41 @@ def require_weights(spec: ExpertSpec) -> tuple[Path, WeightsSource]:
 
 def verify(path: Path, source: WeightsSource) -> str:
     """Hash the file and hold it against what is published; return the hash."""
-    size = path.stat().st_size
+    size = _size_of(path)
     if source.bytes is not None and size != source.bytes:
         raise Refusal(f"has {size} bytes, the published file has {source.bytes}", where=path, cure="fetch it again")
     sha256 = file_sha256(path)
     known = source.sha256 or source.sha256_prefix
     if known and not sha256.startswith(known.lower()):
         raise Refusal(f"sha256 is {sha256[:16]}..., published is {known[:16]}", where=path, cure="fetch it again")
+    recorded = recorded_sha256(path)
+    if recorded is not None and recorded != sha256:
+        cure = "fetch or import it again; if you replaced it yourself, remove the record"
+        raise Refusal(f"sha256 is {sha256[:16]}..., {path.name}.json has {recorded[:16]}", where=path, cure=cure)
     return sha256
 
 
-def read_state_file(path: Path, sha256: str | None = None) -> StateFile:
-    """A weights file -> its tensors; only formats and pickles that cannot run code are read."""
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise Refusal(f"cannot be read ({error.strerror})", where=path, cure="check its permissions") from None
+
+
+def read_state_file(path: Path, sha256: str | None = None, *, vouched: bool = False) -> StateFile:
+    """A weights file -> its tensors; only formats and pickles that cannot run code are read.
+
+    `vouched`: the whole file was held against a hash from elsewhere.
+    """
     if not path.is_file():
         raise Refusal("no such weights file", where=path, cure="check the path, or see `python -m experts list`")
-    if path.stat().st_size == 0:
+    if _size_of(path) == 0:
         raise Refusal("the weights file is empty", where=path, cure="fetch it again")
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        tensors, header = _read_safetensors(path)
+        header, tensors = read_safetensors(
+            path, cure="fetch it again", keys=WEIGHTS_KEYS, optional=WEIGHTS_OPTIONAL, vouched=vouched
+        )
     elif suffix in SUFFIXES:
         tensors, header = load_tensors(path, cure=_PICKLE_CURE), {}
     else:
@@ -108,10 +124,11 @@ def header_hyperparameters(state: StateFile) -> dict[str, Any]:
     return values
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as stream:
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
-            return tensors, dict(stream.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise Refusal(f"is damaged or not safetensors ({error})", where=path, cure="fetch it again") from None
+def recorded_sha256(path: Path) -> str | None:
+    """What the record beside the file, as `fetch` and `import` write it, says of the whole file; None without one."""
+    record = path.with_name(f"{path.name}.json")
+    if not record.is_file():
+        return None
+    document = read_json(record, cure="remove it, and import the weights again")
+    found = document.get("sha256") if isinstance(document, dict) else None
+    return found if isinstance(found, str) else None

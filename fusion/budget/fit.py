@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     seconds = _seconds(words.seconds)
     model = None if words.model is None else load_model(words.model).eval()
     budget_model, base = fit(words.cache, seconds, model=model)
-    write_text(words.out, budget_model.model_dump_json(indent=2) + "\n")
+    budget_model.write(words.out)
     images_of = _images_of(budget_model, base, model)
     curves = {
         f"{folder.name}, {tile_text(tile)}": points
@@ -158,7 +158,7 @@ def fit_after_training(
     kind = torch.device(device).type  # under torchrun the device has a number, which the file's readers do not need
     budget_model, _ = fit(cache, costs, items=items, model=model.to(device).eval(), measured_on=kind)
     target = model_file.parent / BUDGET_FILE
-    write_text(target, budget_model.model_dump_json(indent=2) + "\n")
+    budget_model.write(target)
     log.info("%s: for infer.py --budget, costs measured on %s", target, device)
     return BUDGET_FILE
 

@@ -8,6 +8,7 @@ P and Q rows and columns of cells, H and W of an LR image.
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -17,11 +18,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
+from imaging.atomic import write_text
 from imaging.metrics import luma
-from imaging.settings import Settings
+from imaging.settings import Settings, parse_settings
+from imaging.tensors.seal import read_json, sealed, unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -60,6 +64,16 @@ class BudgetModel(Settings):
         if len(self.gains) != len(self.menu) - 1 or any(len(row) != len(MEASURES) for row in (*self.gains, self.error)):
             raise ValueError(f"gains must have a row of {len(MEASURES)} for each choice after the first")
         return self
+
+    @classmethod
+    def read(cls, path: Path) -> BudgetModel:
+        """From the file that `fit-budget` or training wrote."""
+        cure = "fit the budget again"
+        return parse_settings(cls, unsealed(read_json(path, cure=cure), path, cure=cure), where=str(path))
+
+    def write(self, path: Path) -> None:
+        """As JSON, with a digest."""
+        write_text(path, json.dumps(sealed(self.model_dump(mode="json")), indent=2) + "\n")
 
     @property
     def experts(self) -> tuple[str, ...]:

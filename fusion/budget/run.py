@@ -20,7 +20,6 @@ from fusion.inference.model_selection import ModelPreset, find_preset
 from fusion.inference.source import read_source
 from imaging.dihedral import transform, undo
 from imaging.refusal import Refusal
-from imaging.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +57,7 @@ class BudgetRunner:
     @classmethod
     def load(cls, path: Path, ensemble: Ensemble, options: Options) -> BudgetRunner:
         """Read the budget model and refuse one that was fitted for other experts."""
-        model = load_settings(BudgetModel, path)
+        model = BudgetModel.read(path)
         if set(model.experts) != set(ensemble.names):
             what = f"is for {', '.join(model.experts)}, here run {', '.join(ensemble.names)}"
             raise Refusal(what, where=path, cure="fit it on a cache of these experts")

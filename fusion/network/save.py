@@ -7,15 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from fusion.network.base.blend import BaseRecord
 from fusion.network.interface import TrainingRecord
 from fusion.network.settings import FusionSettings
-from imaging.atomic import atomic_path
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
+from imaging.tensors.safe import read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,8 +74,7 @@ def save_model(model: SavedModel, path: Path) -> None:
         "tensors_sha256": fingerprint(tensors),
     }
     metadata = {"format": FORMAT, "version": VERSION} | {key: json.dumps(value) for key, value in header.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_safetensors(path, tensors, metadata)
 
 
 def load_as(build: Callable[[FusionSettings, BaseRecord, TrainingRecord], Model], path: Path) -> Model:
@@ -97,8 +94,8 @@ def load_as(build: Callable[[FusionSettings, BaseRecord, TrainingRecord], Model]
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """A model file's header, decoded, without its tensors."""
-    return _read(path / FILE_NAME if path.is_dir() else path, tensors=False)[0]
+    """A model file's header, decoded."""
+    return _read(path / FILE_NAME if path.is_dir() else path)[0]
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -110,22 +107,17 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise Refusal("no such model file", where=path, cure="check the path, or train a model first")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            loaded = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise Refusal(f"is not a whole safetensors file ({error})", where=path, cure="copy it again") from None
+    metadata, loaded = read_safetensors(path, cure="copy or train it again", keys=("format", "version", *_ENTRIES))
     if metadata.get("format") != FORMAT:
         raise Refusal("is not a fusion model", where=path, cure="give a file that `train.py` saved")
     if metadata.get("version") != VERSION:
         raise Refusal(f"has format version {metadata.get('version')}", where=path, cure="use a newer release")
     try:
         return {key: json.loads(metadata[key]) for key in _ENTRIES}, loaded
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise Refusal(f"its header is damaged ({error})", where=path, cure="copy or train it again") from None
 
 

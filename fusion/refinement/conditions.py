@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fusion.refinement.locate import read_config, weights_of
 from imaging.refusal import Refusal
+from imaging.tensors.safe import read_safetensors
 from imaging.tensors.unpickle import load_plain
 
 if TYPE_CHECKING:
@@ -72,10 +71,7 @@ def _read(path: Path) -> Any:
     cure = "fetch it again"
     if path.suffix == ".pt":
         return load_plain(path, cure=cure)
-    try:
-        tensors = list(load_file(path).values())
-    except SafetensorError as error:
-        raise Refusal(f"cannot be read ({error})", where=path, cure=cure) from None
+    tensors = list(read_safetensors(path, cure=cure)[1].values())
     return tensors[0] if len(tensors) == 1 else tensors
 
 

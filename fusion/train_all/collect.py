@@ -7,9 +7,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
 from imaging.atomic import atomic_path, write_text
+from imaging.tensors.safe import read_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,8 +46,7 @@ class Run:
 
 def score_of(file: Path) -> float:
     """The Y-PSNR in the header of a `best/` file, of an expert or of a fusion."""
-    with safe_open(file, framework="pt") as stream:
-        header = stream.metadata()
+    header, _ = read_safetensors(file, cure="train it again")
     details = json.loads(header["provenance"]) if "provenance" in header else json.loads(header["training"])["details"]
     return float(details["psnr_y"])
 

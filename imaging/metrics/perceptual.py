@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from imaging.paths import pretrained_folder, pretrained_folders
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
+from imaging.tensors.safe import read_safetensors
 from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
@@ -96,8 +95,4 @@ def _trunk_weights(path: Path) -> dict[str, Tensor]:
         raise Refusal("is damaged: its sha256 does not begin as its name says", where=path, cure=_CURE)
     if path.suffix != ".safetensors":
         return load_tensors(path, cure=_CURE)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refusal(f"is not a whole safetensors file ({first[:120]})", where=path, cure=_CURE) from None
+    return read_safetensors(path, cure=_CURE)[1]

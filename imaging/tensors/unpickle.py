@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from imaging.refusal import Refusal
-from imaging.tensors.plan import require_plain_tensors
+from imaging.tensors.walk import require_plain_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path

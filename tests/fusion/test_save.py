@@ -96,7 +96,8 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     good = tmp_path / "good.safetensors"
     save_model(trained(), good)
     with safe_open(good, framework="pt") as file:
-        metadata = file.metadata()
+        sealed = file.metadata()
+    metadata = {key: value for key, value in sealed.items() if key != "digest"}  # as files of earlier releases
     tensors = load_file(good)
     first = next(iter(sorted(tensors)))
 
@@ -105,6 +106,8 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(Refusal, match=match):
             load_model(tmp_path / "bad.safetensors")
 
+    refuses("not those that were saved", tensors, sealed | {"training": "{}"})
+    refuses("unknown entry 'digesu'", tensors, metadata | {"digesu": sealed["digest"]})
     refuses("not a fusion model", tensors, None)
     refuses("format version 9", tensors, metadata | {"version": "9"})
     refuses("header is damaged", tensors, {k: v for k, v in metadata.items() if k != "base"})

@@ -35,7 +35,7 @@ from imaging.command import DONE, FAILURES_LISTED, run
 from imaging.files import read_rgb
 from imaging.metrics import luma
 from imaging.refusal import Refusal
-from imaging.settings import load_settings, parse_settings
+from imaging.settings import parse_settings
 from tests.experts.parts import image
 from tests.fusion.parts import random_record
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
@@ -434,7 +434,7 @@ def test_fit_from_a_real_cache(tmp_path: Path) -> None:
     words = [cache, "--seconds", "cheap=1,dear=3", "--out", tmp_path / "budget.json", "--tile", 16]
     words += ["--check", cache, "--record", tmp_path / "curve.md"]
     assert run(budget_fit.main, [str(word) for word in words]) == DONE
-    budget_model = load_settings(BudgetModel, tmp_path / "budget.json")
+    budget_model = BudgetModel.read(tmp_path / "budget.json")
     assert budget_model.menu == (("cheap",), ("dear",), ("cheap", "dear"))
     lr = read_rgb(tmp_path / "lr" / "0.png")
     measures_PQD, energy_PQ, _ = measure_cells(lr)

@@ -25,7 +25,6 @@ from fusion.network.base.blend import BaseBlend, BaseRecord
 from fusion.network.save import save_model
 from imaging.command import DONE, REFUSED, run
 from imaging.refusal import Refusal
-from imaging.settings import load_settings
 from tests.cache.parts import experts, make_cache, write_images
 from tests.fusion.parts import random_record
 from tests.inference.test_budget import budget_model_for, make_budget_cache
@@ -117,7 +116,7 @@ def test_the_fit_says_what_it_was_made_of(cache: Path, tmp_path: Path, capsys: p
     words = [cache, "--seconds", " dear = 3 , cheap=1", "--out", tmp_path / "budget.json", "--json", "--check", cache]
     assert run(budget_fit.main, [str(word) for word in words]) == DONE
     printed = json.loads(capsys.readouterr().out)
-    budget_model = load_settings(BudgetModel, tmp_path / "budget.json")
+    budget_model = BudgetModel.read(tmp_path / "budget.json")
     assert budget_model.seconds == {"dear": 3.0, "cheap": 1.0}
     assert (budget_model.cells, budget_model.source, budget_model.gains_of, budget_model.measured_on) == (
         6 * 6,
@@ -265,7 +264,7 @@ def test_the_budget_of_a_model_is_learned_from_its_own_images(taps: Path, tmp_pa
         tmp_path / "budget.json",
     ]
     assert run(budget_fit.main, [str(word) for word in words]) == DONE
-    budget_model = load_settings(BudgetModel, tmp_path / "budget.json")
+    budget_model = BudgetModel.read(tmp_path / "budget.json")
     assert budget_model.gains_of == "fusion"
     assert budget_model.menu == make_menu(model.base.record, seconds)
     cells = gather(reader, errors_of_fusion(model, budget_model.menu))
@@ -303,7 +302,7 @@ def test_after_training_the_budget_lies_beside_the_model(taps: Path, tmp_path: P
         save_model(model, file)
         given = {"training_items": items[2:], "held_out_items": items[:2], "device": "cpu"}
         assert fit_after_training(file, taps, ("e0", "e1"), lambda: costs, **given) == BUDGET_FILE
-        found = load_settings(BudgetModel, file.parent / BUDGET_FILE)
+        found = BudgetModel.read(file.parent / BUDGET_FILE)
         assert (found.cells, found.measured_on, found.seconds) == (cells, "cpu", costs)
         assert found.gains_of == ("fusion" if verdict == "fused" else "blend")
 

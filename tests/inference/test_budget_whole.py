@@ -22,7 +22,6 @@ from fusion.budget.model import BudgetModel
 from imaging.command import DONE, REFUSED, run
 from imaging.files import write_picture
 from imaging.resize import downscale_8bit
-from imaging.settings import load_settings
 from infer import command_line
 from tests.inference.parts import pixels
 from tests.inference.test_budget import make_budget_cache
@@ -46,7 +45,7 @@ def experts_of(place: Path) -> str:
 
 
 def test_training_writes_a_budget_model_with_measured_costs(place: Path) -> None:
-    budget_model = load_settings(BudgetModel, place / "run" / "budget.json")
+    budget_model = BudgetModel.read(place / "run" / "budget.json")
     assert set(budget_model.experts) == {"ann", "bob"} and len(budget_model.menu) == 3
     assert all(0 < cost < 1e-3 for cost in budget_model.seconds.values())
     assert budget_model.measured_on == "cpu" and set(budget_model.weights_sha256) == {"ann", "bob"}
@@ -67,7 +66,7 @@ def test_the_budget_model_names_the_kind_of_device_without_its_number(place: Pat
         held_out_items=items,
         device="cpu:0",
     )
-    assert load_settings(BudgetModel, tmp_path / "budget.json").measured_on == "cpu"
+    assert BudgetModel.read(tmp_path / "budget.json").measured_on == "cpu"
 
 
 def test_without_the_networks_training_logs_why_there_is_no_budget_model(

@@ -10,11 +10,9 @@ import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from imaging.atomic import atomic_path
 from imaging.refusal import Refusal
+from imaging.tensors.safe import WEIGHTS_KEYS, WEIGHTS_OPTIONAL, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,16 +51,14 @@ def export_weights(
         "hyperparameters": json.dumps(dict(hyperparameters)),
         "provenance": json.dumps(dict(provenance), default=str),
     }
-    with atomic_path(path) as temporary:
-        save_file(stored(weights, dtype), temporary, metadata=header)
+    write_safetensors(path, stored(weights, dtype), header)
 
 
 def read_exported(path: Path) -> dict[str, Tensor]:
     """A file's tensors, as they are stored."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise Refusal(f"cannot be read ({error})", where=path, cure="check the path") from None
+    if not path.is_file():
+        raise Refusal("cannot be read (no such file)", where=path, cure="check the path")
+    return read_safetensors(path, cure="copy or train it again", keys=WEIGHTS_KEYS, optional=WEIGHTS_OPTIONAL)[1]
 
 
 def load_exported(network: nn.Module, path: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
+from imaging.tensors.safe import read_safetensors
 from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
@@ -42,7 +40,4 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict in safetensors or torch's format; only tensors are unpickled."""
     if path.suffix != ".safetensors":
         return load_tensors(path, cure="get it again")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise Refusal(f"cannot be read as weights ({type(error).__name__})", where=path, cure="get it again") from None
+    return read_safetensors(path, cure="get it again")[1]

@@ -17,6 +17,7 @@ from fusion.network.base.fit import fit_base
 from imaging.atomic import write_text
 from imaging.refusal import Refusal
 from imaging.settings import Settings, parse_settings
+from imaging.tensors.seal import read_json, sealed, unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -77,11 +78,13 @@ def initial_statistics_of(source: FusionSource, run: Path) -> InitialStatistics:
     """Read from the run's folder if they are there and of this data, else measured and written."""
     path = run / FILE
     if path.exists():
-        found = parse_settings(InitialStatistics, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+        cure = "remove it: it is measured again"
+        document = unsealed(read_json(path, cure=cure), path, cure=cure)
+        found = parse_settings(InitialStatistics, document, where=str(path))
         if found.fingerprint == source.fingerprint:
             return found
     statistics = _measure(source)
-    write_text(path, json.dumps(statistics.model_dump(mode="json")))
+    write_text(path, json.dumps(sealed(statistics.model_dump(mode="json"))))
     return statistics
 
 
