@@ -10,7 +10,7 @@ from fusion.budget.run import BudgetRunner
 from fusion.inference import forecast
 from fusion.inference.ensemble import EIGHTFOLD, Ensemble
 from fusion.inference.input_check import warn_about
-from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, make_jobs, measure_jobs
+from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, find_unread, make_jobs, measure_jobs
 from fusion.inference.memory import settle_tile
 from fusion.inference.pipeline import Pipeline
 from fusion.inference.refining import forecast_refinement, with_refiner
@@ -18,7 +18,7 @@ from fusion.inference.report.gallery import Gallery
 from fusion.inference.report.provenance import make_manifest, verify
 from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_set, pack, recorded_runtime
 from imaging.command import DONE, FAILURES_LISTED, print_json
-from imaging.files import SUFFIXES
+from imaging.files import SUFFIXES, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +61,9 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     sized, refused = measure_jobs(jobs)
     if not sized:
         raise refused[0][1]
+    unread = find_unread(request.input, request.output)
+    if unread:
+        log.warning("%s", in_words(unread, request.input))
     folder = _folder(request.input, request.output)
     tile, cost = settle_tile(request.options, ensemble, sized)
     if request.dry_run:
@@ -72,6 +75,7 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
     gallery = Gallery(ensemble, request.hr, runner) if request.report else None
     result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused)
+    result.unread = unread
     if result.failed and not request.input.is_dir():
         raise next(iter(result.failed.values()))
     extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
@@ -141,8 +145,9 @@ def _print_result(request: Request, result: RunResult, extra: dict[str, Any], fo
         return
     speed = f", {result.megapixels / result.seconds:.2f} MP/s" if result.written else ""
     log.info(
-        "%d images written to %s in %.1f s%s; %d skipped, %d failed",
+        "%d images written to %s in %.1f s%s; %d skipped, %d failed%s",
         *(len(result.written), folder, result.seconds, speed, len(result.skipped), len(result.failed)),
+        f", {len(result.unread)} files not read" if result.unread else "",
     )
     for key in ("report", "submission"):
         if key in extra:

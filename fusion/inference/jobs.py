@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imaging.files import SUFFIXES, image_size, list_images
+from imaging.files import SUFFIXES, image_size, list_images, list_others
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class RunResult:
     events: list[str] = field(default_factory=list)
     seconds: float = 0.0
     megapixels: float = 0.0  # of output
+    unread: list[Path] = field(default_factory=list)  # files of the input folder that are no images we read
     plans: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, dict[str, float]] = field(default_factory=dict)  # of refined images
 
@@ -51,6 +52,7 @@ class RunResult:
             "written": [str(path) for path in self.written],
             "skipped": [str(path) for path in self.skipped],
             "failed": {str(path): f"{one.what}; {one.cure}" for path, one in self.failed.items()},
+            "unread": [str(path) for path in self.unread],
             "events": self.events,
             "seconds": round(self.seconds, 3),
             "output_megapixels": round(self.megapixels, 6),
@@ -71,6 +73,15 @@ def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> 
         jobs = [ImageJob(source, target / _name(source, ext, suffix), source.stem)]
     _check(jobs)
     return jobs
+
+
+def find_unread(source: Path, target: Path) -> list[Path]:
+    """Files of an input folder that are not read, but for what an earlier run left there."""
+    if not source.is_dir():
+        return []
+    own = None if target.resolve() == source.resolve() else target.resolve()
+    others = [path for path in list_others(source) if own is None or not path.resolve().is_relative_to(own)]
+    return [path for path in others if not (path.suffix == ".json" and path.with_suffix("").suffix in SUFFIXES)]
 
 
 def measure_jobs(jobs: list[ImageJob]) -> tuple[list[Sized], list[tuple[ImageJob, Refusal]]]:

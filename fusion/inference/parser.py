@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import ImageColor
+
 from fusion.inference.command import Request
 from fusion.inference.jobs import AUTO
 from fusion.inference.model_selection import DEFAULT
@@ -16,6 +18,7 @@ from imaging.refusal import Refusal
 if TYPE_CHECKING:
     import argparse
 
+    from fusion.inference.source import Rgb
     from imaging.files import Depth
 
 _DEPTHS: dict[str, Depth | None] = {AUTO: None, "8": 8, "16": 16}
@@ -30,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ext", choices=formats, default=AUTO, help="format of the outputs; auto: that of each input")
     add("--suffix", default="", help="added to each output's name")
     add("--depth", choices=list(_DEPTHS), default=AUTO, help="bits per channel; auto: as the input")
+    add("--background", metavar="COLOUR", help="lay transparent images upon white, '#20a0ff', ...: for JPEG and BMP")
     add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
     add = parser.add_argument_group("model").add_argument
     add("-n", "--model", default=DEFAULT, help="default, none, a folder, a file, or a name on the Hub")
@@ -86,6 +90,7 @@ def request_of(words: argparse.Namespace) -> Request:
         ext=words.ext,
         suffix=words.suffix,
         skip_existing=words.skip_existing,
+        background=_colour(words.background),
         refine=_blend(words),
     )
     return Request(
@@ -116,6 +121,19 @@ def _blend(words: argparse.Namespace) -> Blend | None:
         raise Refusal(f"--refine {words.refine} needs a base model", where="command line", cure=cure)
     strength = 1.0 if words.refine_strength is None else words.refine_strength
     return Blend(strength, words.refine_colour or preset.colour, words.refine_seed)
+
+
+def _colour(word: str | None) -> Rgb | None:
+    if word is None:
+        return None
+    try:
+        colour = ImageColor.getrgb(word)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        cure = "give a name such as white, or '#rrggbb'"
+        raise Refusal(f"'{word}' is no opaque colour", where="--background", cure=cure)
+    return colour
 
 
 def _tile(word: str) -> int | None:

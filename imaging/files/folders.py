@@ -8,6 +8,20 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from imaging.refusal import Refusal
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+_NAMED = 5  # files that a line names
+
+
+def list_others(folder: Path) -> list[Path]:
+    """The files under `folder` that `list_images` passes over, but for hidden ones."""
+    return [path for path in _files(folder) if not _is_image(path)]
+
+
+def in_words(others: list[Path], folder: Path) -> str:
+    """One line that counts them and names the first few; a GIF, say, must not vanish without a word."""
+    names = ", ".join(str(path.relative_to(folder)) for path in others[:_NAMED])
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    kinds = ", ".join(sorted(SUFFIXES))
+    return f"{folder}: {len(others)} files are not read, being none of {kinds}: {names}{more}"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -19,6 +33,15 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         reason = "is a file, not a folder" if folder.exists() else "no such folder"
         raise Refusal(reason, where=folder, cure="name a folder that holds images")
+    found = [path for path in _files(folder) if _is_image(path)]
+    if not found:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise Refusal(f"holds no images ({kinds})", where=folder, cure="name a folder that holds images")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files but hidden ones, sorted by their path below it."""
     found: list[Path] = []
     entered: set[str] = set()
     for here, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
@@ -27,10 +50,7 @@ def list_images(folder: Path) -> list[Path]:
             continue
         entered.add(os.path.realpath(here))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for name in names if _is_image(path := Path(here, name))]
-    if not found:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise Refusal(f"holds no images ({kinds})", where=folder, cure="name a folder that holds images")
+        found += [path for name in names if not name.startswith(".") and (path := Path(here, name)).is_file()]
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
@@ -56,7 +76,7 @@ def inside(folder: Path, relative: str | Path) -> Path:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in SUFFIXES
 
 
 def _refuse_unreadable(error: OSError) -> None:
