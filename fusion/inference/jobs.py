@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imaging.files import SUFFIXES, image_size, list_images, list_others
+from imaging.paths import refuse_address
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class RunResult:
 
 def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> list[ImageJob]:
     """A file or a folder (recursive, structure kept) -> jobs, in order. `ext` auto keeps each file's format."""
+    refuse_address(target)
     if not source.exists():
+        refuse_address(source)
         raise Refusal("no such file or folder", where=source, cure="check the path after -i")
     if source.is_dir():
         jobs = _of_folder(source, target, ext, suffix)
@@ -80,8 +83,7 @@ def find_unread(source: Path, target: Path) -> list[Path]:
     if not source.is_dir():
         return []
     own = None if target.resolve() == source.resolve() else target.resolve()
-    others = [path for path in list_others(source) if own is None or not path.resolve().is_relative_to(own)]
-    return [path for path in others if not (path.suffix == ".json" and path.with_suffix("").suffix in SUFFIXES)]
+    return [path for path in list_others(source) if own is None or not path.resolve().is_relative_to(own)]
 
 
 def measure_jobs(jobs: list[ImageJob]) -> tuple[list[Sized], list[tuple[ImageJob, Refusal]]]:

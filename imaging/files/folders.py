@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from imaging.paths import refuse_address
 from imaging.refusal import Refusal
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -12,8 +13,8 @@ _NAMED = 5  # files that a line names
 
 
 def list_others(folder: Path) -> list[Path]:
-    """The files under `folder` that `list_images` passes over, but for hidden ones."""
-    return [path for path in _files(folder) if not _is_image(path)]
+    """Files under `folder` that `list_images` passes over, but for hidden ones and images' records."""
+    return [path for path in _files(folder) if not _is_image(path) and not _is_record(path)]
 
 
 def in_words(others: list[Path], folder: Path) -> str:
@@ -31,6 +32,7 @@ def list_images(folder: Path) -> list[Path]:
     A missing folder or one without a single image is refused.
     """
     if not folder.is_dir():
+        refuse_address(folder)
         reason = "is a file, not a folder" if folder.exists() else "no such folder"
         raise Refusal(reason, where=folder, cure="name a folder that holds images")
     found = [path for path in _files(folder) if _is_image(path)]
@@ -77,6 +79,11 @@ def inside(folder: Path, relative: str | Path) -> Path:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
+
+
+def _is_record(path: Path) -> bool:
+    """`baby.png.json`, which inference writes beside `baby.png`."""
+    return path.suffix == ".json" and _is_image(path.with_suffix("")) and path.with_suffix("").exists()
 
 
 def _refuse_unreadable(error: OSError) -> None:
