@@ -163,6 +163,9 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
         return known
     path = Path(wanted)
     if path.suffix.lower() not in SUFFIXES:
+        if path.is_file():
+            cure = f"use one of {', '.join(SUFFIXES)}; of a TorchScript or ONNX program save its state_dict"
+            raise Refusal(f"'{path.suffix}' is not a weights format", where=path, cure=cure)
         return catalog.get(wanted)
     if not path.is_file():
         raise Refusal("no such weights file", where=path, cure="check the path, or see `python -m experts list`")

@@ -6,6 +6,7 @@ in [0, 1]; outputs are float32 and not clamped.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,13 +15,13 @@ from experts.call import NetworkCall, call_plainly, without_meshgrid_warning
 from experts.pad import pad_right_bottom
 from experts.spec import ExpertIdentity, ExpertOutput, Padding, Precision
 from experts.tap import as_maps, tapped
+from imaging.device import is_out_of_memory
 from imaging.refusal import Refusal, nearest
 from imaging.scale import SCALE, enlarged
 from imaging.tiling import plan_kept_tiles
 
 if TYPE_CHECKING:
-    import contextlib
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from torch import Tensor, nn
 
@@ -103,7 +104,7 @@ class NetworkExpert:
         """Pad, run under the precision, tap, crop."""
         height, width = lr_BCHW.shape[-2:]
         padded_BCHW = pad_right_bottom(lr_BCHW, self.padding)
-        with self._autocast(), without_meshgrid_warning():
+        with self._autocast(), without_meshgrid_warning(), self._refused_misfit():
             if self.tap is None:
                 sr_BCHW, feat_BCHW = self._call(self.network, padded_BCHW), None
             else:
@@ -115,6 +116,19 @@ class NetworkExpert:
             sr_BCHW[..., : SCALE * height, : SCALE * width].float(),
             None if feat_BCHW is None else feat_BCHW[..., :height, :width].float(),
         )
+
+    @contextlib.contextmanager
+    def _refused_misfit(self) -> Generator[None]:
+        """Tensors that do not fit each other within the forward: settings were guessed from a file that has others."""
+        try:
+            yield
+        except RuntimeError as error:
+            first = str(error).splitlines()[0][:160] if str(error) else ""
+            if is_out_of_memory(error) or not any(word in first for word in ("shape", "size")):
+                raise
+            what = f"the settings that its tensors' shapes imply make no {self._architecture} that runs ({first})"
+            cure = "give the complete, unchanged weights file, or what builds it as code:net.py:Net:FILE"
+            raise Refusal(what, where=f"expert {self.name}", cure=cure) from error
 
     def _run_tiled(self, lr_BCHW: Tensor) -> ExpertOutput:
         """Tile by tile; of each only the part with enough surroundings is kept."""

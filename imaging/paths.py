@@ -19,6 +19,14 @@ DATA = ROOT if IN_CHECKOUT else ROOT / "championship_sr"
 CONFIGS = DATA / CONFIG_FOLDER
 
 
+def refuse_address(path: Path) -> None:
+    """An address (`s3://bucket`), of which a path keeps one slash, is no folder here: not to be read or made as one."""
+    scheme, colon, rest = str(path).partition(":/")
+    if colon and len(scheme) > 1 and scheme.replace("+", "").isalnum() and scheme.isascii():
+        cure = "copy it to this machine first, or mount it, and name the folder"
+        raise Refusal("is an address, not a file or folder here", where=f"{scheme}://{rest.lstrip('/')}", cure=cure)
+
+
 def pretrained_folder() -> Path:
     """Where fetched and imported weights are written: never into an installed package.
 

@@ -19,7 +19,7 @@ from cache_tools.format.store import Entry, Store, require_same_recipe
 from cache_tools.write.encode_item import encode_item
 from cache_tools.write.jobs import ItemJob, make_batches, owned, too_few_regions, upright
 from cache_tools.write.load import LoadedJob, load_job
-from cache_tools.write.pairs import Failure
+from cache_tools.write.pairs import Failure, tell_unread
 from cache_tools.write.recipe import jobs_for, make_header, make_manifest, make_recipe, require_unmixed
 from cache_tools.write.run_experts import run_experts
 from cache_tools.write.space import item_sizes, require_room
@@ -68,8 +68,10 @@ def extract(
     compression_filters(settings.compression)
     jobs, failures = jobs_for(settings)
     few = too_few_regions(upright(jobs), settings.regions, settings.region_size)
-    if few and rank == 0:
-        log.warning("%s", few)
+    if rank == 0:
+        tell_unread(settings.hr, settings.lr)
+        if few:
+            log.warning("%s", few)
     recipe = make_recipe(settings, experts)
     store = Store(settings.out)
     require_unmixed(store, recipe)

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experts.image_folder import item_name
-from imaging.files import image_size, list_images
+from imaging.files import image_size, in_words, list_images, list_others
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 OWN_BICUBIC = "bicubic x1/4 (antialiased, made here from HR cropped to a multiple of 4, rounded to 8 bits)"
 GIVEN_LR = "LR files as given"
@@ -68,6 +71,13 @@ def find_sources(hr: Path | None, lr: Path | None) -> tuple[list[Source], list[F
         cure = "give --hr and --lr folders whose files have the same names, LR may end in x4"
         raise Refusal(f"no image can be used{reason}", where=hr or lr or "--hr", cure=cure)
     return sources, failures
+
+
+def tell_unread(*folders: Path | None) -> None:
+    """A line for each folder in which files are not read."""
+    for folder in folders:
+        if folder is not None and folder.is_dir() and (others := list_others(folder)):
+            log.warning("%s", in_words(others, folder))
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -86,8 +86,12 @@ def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:
         ) from None
     except RuntimeError as error:
         raise Refusal(key_trouble(error), where=state.path, cure="give the complete, unchanged weights file") from None
+    except KeyError as error:
+        trouble = f"its keys do not fit together: there is no {error}"
+        raise Refusal(trouble, where=state.path, cure="give the complete, unchanged weights file") from error
     except Exception as error:  # detection code of forty architectures meets an arbitrary file
-        trouble = f"its keys do not fit together ({type(error).__name__}: {error})"
+        first = str(error).splitlines()[0][:160] if str(error) else "no reason given"
+        trouble = f"the settings that its tensors' shapes imply make no network ({type(error).__name__}: {first})"
         raise Refusal(trouble, where=state.path, cure="give the complete, unchanged weights file") from error
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose not in ("SR", "Restoration"):
         what = f"is a {descriptor.purpose} model of architecture {descriptor.architecture.id}"

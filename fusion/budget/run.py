@@ -20,6 +20,7 @@ from fusion.inference.model_selection import ModelPreset, find_preset
 from fusion.inference.source import read_source
 from imaging.dihedral import transform, undo
 from imaging.refusal import Refusal
+from imaging.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fusion.budget.plan import BudgetPlan, GainPrediction
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
-    from fusion.inference.source import Source
+    from fusion.inference.source import Rgb, Source
     from fusion.inference.upscale import Grid
     from imaging.tiling import FeatheredSpan
 
@@ -50,8 +51,10 @@ def find_budget_model(model: str) -> Path:
 class BudgetRunner:
     """Plans a run over all its images, then runs the planned experts on their tiles."""
 
-    def __init__(self, model: BudgetModel, budget: float | None, max_loss: float | None) -> None:
-        self.model, self._budget, self._max_loss = model, budget, max_loss
+    def __init__(
+        self, model: BudgetModel, budget: float | None, max_loss: float | None, background: Rgb | None = None
+    ) -> None:
+        self.model, self._budget, self._max_loss, self._background = model, budget, max_loss, background
         self._plans: dict[str, BudgetPlan] = {}
 
     @classmethod
@@ -67,7 +70,7 @@ class BudgetRunner:
             if ensemble.identity["experts"][name]["weights_sha256"] != sha256:
                 what = "its weights are not those the budget was fitted for"
                 raise Refusal(what, where=f"expert {name}", cure="fit the budget again")
-        return cls(model, options.budget, options.max_loss)
+        return cls(model, options.budget, options.max_loss, options.background)
 
     @property
     def cheapest(self) -> str:
@@ -85,7 +88,7 @@ class BudgetRunner:
         predictions: dict[str, GainPrediction] = {}
         for one in tqdm(sized, desc="plan", unit="image", disable=None, leave=False):
             try:
-                source = read_source(one.job.input)
+                source = read_source(one.job.input, self._background)
             except Refusal:
                 continue
             grids[one.job.item] = grid_of(source)

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion.budget.run import BudgetRunner
 from fusion.inference import forecast
 from fusion.inference.ensemble import EIGHTFOLD, Ensemble
 from fusion.inference.input_check import warn_about
-from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, make_jobs, measure_jobs
-from fusion.inference.memory import settle_tile
+from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, find_unread, make_jobs, measure_jobs
+from fusion.inference.memory import effective_tile, settle_tile
+from fusion.inference.options import Options
 from fusion.inference.pipeline import Pipeline, part_of
 from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery
-from fusion.inference.report.provenance import make_manifest, verify
+from fusion.inference.report.provenance import make_manifest, read_manifest, verify
 from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_set, pack, recorded_runtime, zip_names
 from imaging.command import DONE, FAILURES_LISTED, print_json
-from imaging.files import SUFFIXES
+from imaging.files import SUFFIXES, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from fusion.inference.memory import TileCost
-    from fusion.inference.options import Options
     from fusion.refinement.open import Refiner
     from imaging.refusal import Refusal
 
@@ -62,6 +62,9 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     sized, refused = measure_jobs(jobs)
     if not sized:
         raise refused[0][1]
+    unread = find_unread(request.input, request.output)
+    if unread:
+        log.warning("%s", in_words(unread, request.input))
     folder = _folder(request.input, request.output)
     tile, cost = settle_tile(request.options, ensemble, sized)
     if request.dry_run:
@@ -75,6 +78,7 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
     gallery = Gallery(ensemble, request.hr, runner) if request.report else None
     result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused, request.shard)
+    result.unread = unread
     if result.failed and not request.input.is_dir():
         raise next(iter(result.failed.values()))
     extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
@@ -124,18 +128,34 @@ def _forecast(
 
 
 def _verify(request: Request, image: Path, ensemble: Ensemble) -> int:
-    check = verify(image, make_manifest("", ensemble.identity, request.options.manifest()), request.input)
+    options, silent = _options_to_verify(request, image, ensemble)
+    check = verify(image, make_manifest("", ensemble.identity, options), request.input)
     if request.as_json:
         same = not check.differences
-        print_json({"file": image, "same": same, "differences": check.differences, "unchecked": check.unchecked})
+        found = {"differences": check.differences, "unchecked": check.unchecked, "from_record": silent}
+        print_json({"file": image, "same": same, **found})
     else:
         for one in check.differences:
             log.error("%s: %s", image, one)
         for one in check.unchecked:
             log.info("%s: not checked: %s", image, one)
         if not check.differences:
-            log.info("%s: made by these weights and options", image)
+            named = ", ".join(f"{key}={value}" for key, value in silent.items())
+            also = f", of which its record names {named}" if silent else ""
+            log.info("%s: made by these weights and options%s", image, also)
     return FAILURES_LISTED if check.differences else DONE
+
+
+def _options_to_verify(request: Request, image: Path, ensemble: Ensemble) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those given by hand are held against the record; on all others it is the record that tells, the second answer."""
+    chosen = request.options
+    if chosen.tile:
+        chosen = replace(chosen, tile=effective_tile(chosen.tile, ensemble))
+    given, default = chosen.manifest(), Options().manifest()
+    written = read_manifest(image).get("options")
+    written = dict[str, Any](written) if isinstance(written, dict) else {}
+    silent = {key: value for key, value in written.items() if given.get(key) == default.get(key) != value}
+    return given | silent, silent
 
 
 def _print_result(request: Request, result: RunResult, extra: dict[str, Any], folder: Path) -> None:
@@ -144,8 +164,9 @@ def _print_result(request: Request, result: RunResult, extra: dict[str, Any], fo
         return
     speed = f", {result.megapixels / result.seconds:.2f} MP/s" if result.written else ""
     log.info(
-        "%d images written to %s in %.1f s%s; %d skipped, %d failed",
+        "%d images written to %s in %.1f s%s; %d skipped, %d failed%s",
         *(len(result.written), folder, result.seconds, speed, len(result.skipped), len(result.failed)),
+        f", {len(result.unread)} files not read" if result.unread else "",
     )
     for key in ("report", "submission"):
         if key in extra:

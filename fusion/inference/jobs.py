@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imaging.files import SUFFIXES, image_size, list_images
+from imaging.files import SUFFIXES, image_size, list_images, list_others
 from imaging.names import LONGEST
+from imaging.paths import refuse_address
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class RunResult:
     events: list[str] = field(default_factory=list)
     seconds: float = 0.0
     megapixels: float = 0.0  # of output
+    unread: list[Path] = field(default_factory=list)  # files of the input folder that are no images we read
     plans: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, dict[str, float]] = field(default_factory=dict)  # of refined images
 
@@ -53,6 +55,7 @@ class RunResult:
             "written": [str(path) for path in self.written],
             "skipped": [str(path) for path in self.skipped],
             "failed": {str(path): f"{one.what}; {one.cure}" for path, one in self.failed.items()},
+            "unread": [str(path) for path in self.unread],
             "events": self.events,
             "seconds": round(self.seconds, 3),
             "output_megapixels": round(self.megapixels, 6),
@@ -63,7 +66,9 @@ class RunResult:
 
 def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> list[ImageJob]:
     """A file or a folder (recursive, structure kept) -> jobs, in order. `ext` auto keeps each file's format."""
+    refuse_address(target)
     if not source.exists():
+        refuse_address(source)
         raise Refusal("no such file or folder", where=source, cure="check the path after -i")
     if source.is_dir():
         jobs = _of_folder(source, target, ext, suffix)
@@ -73,6 +78,14 @@ def make_jobs(source: Path, target: Path, ext: str = AUTO, suffix: str = "") -> 
         jobs = [ImageJob(source, target / _name(source, ext, suffix), source.stem)]
     _check(jobs)
     return jobs
+
+
+def find_unread(source: Path, target: Path) -> list[Path]:
+    """Files of an input folder that are not read, but for what an earlier run left there."""
+    if not source.is_dir():
+        return []
+    own = None if target.resolve() == source.resolve() else target.resolve()
+    return [path for path in list_others(source) if own is None or not path.resolve().is_relative_to(own)]
 
 
 def measure_jobs(jobs: list[ImageJob]) -> tuple[list[Sized], list[tuple[ImageJob, Refusal]]]:

@@ -9,6 +9,7 @@ from fusion.inference.jobs import AUTO
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
+    from fusion.inference.source import Rgb
     from fusion.refinement.presets import Blend
     from imaging.files import Depth
 
@@ -41,7 +42,10 @@ class OutputSize:
 
 @dataclass(frozen=True)
 class Options:
-    """`tile` in LR pixels: None chooses by free memory, 0 runs images whole. `depth` None keeps the input's."""
+    """`tile` in LR pixels: None chooses by free memory, 0 runs images whole. `depth` None keeps the input's.
+
+    `background` (8 bits each): what transparent images are laid upon, before the experts see them.
+    """
 
     tile: int | None = None
     tta: bool = False
@@ -51,6 +55,7 @@ class Options:
     ext: str = AUTO
     suffix: str = ""
     skip_existing: bool = False
+    background: Rgb | None = None
     refine: Blend | None = None
     size: OutputSize = OutputSize()
 
@@ -62,6 +67,8 @@ class Options:
             chosen["budget"] = self.budget
         if self.max_loss is not None:
             chosen["max_loss"] = self.max_loss
+        if self.background is not None:
+            chosen["background"] = "#{:02x}{:02x}{:02x}".format(*self.background)
         if self.refine is not None:
             chosen["refine"] = self.refine.manifest()
         if self.size != OutputSize():  # records of images at four times their size stay as they were

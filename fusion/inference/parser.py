@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import ImageColor
+
 from fusion.inference.command import Request
 from fusion.inference.jobs import AUTO
 from fusion.inference.model_selection import DEFAULT
@@ -17,6 +19,7 @@ from imaging.shard import parse_shard
 if TYPE_CHECKING:
     import argparse
 
+    from fusion.inference.source import Rgb
     from imaging.files import Depth
 
 MAX_SIDE = 1_000_000  # pixels; formats have limits of their own
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--height", type=int, metavar="PX", help="of the outputs; with --width: what fits into both")
     add("--max-side", type=int, metavar="PX", help="no output side longer than this")
     add("--shard", metavar="I/N", help="make the I-th of N parts of the folder (0 to N-1), for schedulers")
+    add("--background", metavar="COLOUR", help="lay transparent images upon white, '#20a0ff', ...: for JPEG and BMP")
     add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
     add = parser.add_argument_group("model").add_argument
     add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
@@ -102,6 +106,7 @@ def request_of(words: argparse.Namespace) -> Request:
         ext=words.ext,
         suffix=words.suffix,
         skip_existing=words.skip_existing,
+        background=_colour(words.background),
         refine=_blend(words),
         size=_size(words),
     )
@@ -152,6 +157,19 @@ def _size(words: argparse.Namespace) -> OutputSize:
         cure = "leave the size at four times, or pack no submission"
         raise Refusal("a submission holds images of four times their input", where="command line", cure=cure)
     return size
+
+
+def _colour(word: str | None) -> Rgb | None:
+    if word is None:
+        return None
+    try:
+        colour = ImageColor.getrgb(word)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        cure = "give a name such as white, or '#rrggbb'"
+        raise Refusal(f"'{word}' is no opaque colour", where="--background", cure=cure)
+    return colour
 
 
 def _tile(word: str) -> int | None:

@@ -22,6 +22,7 @@ from fusion.inference.report.provenance import KEY, is_current, make_manifest, w
 from fusion.inference.source import Source, read_source
 from fusion.inference.upscale import Grid, channels_of, upscale
 from imaging.atomic import remove_dead_temporaries
+from imaging.files import TRANSPARENT, check_format
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
@@ -118,7 +119,7 @@ class Pipeline:
     def _make_all(self, sized: Sequence[Sized], reader: ThreadPoolExecutor, bar: tqdm[NoReturn]) -> None:
         previous: _Open | None = None
         try:
-            for number, (one, reading) in enumerate(_read_ahead(sized, reader), 1):
+            for number, (one, reading) in enumerate(self._read_ahead(sized, reader), 1):
                 progress = _Progress(bar, f"image {number}/{len(sized)}", one)
                 try:
                     current = self._make(one.job, reading.result(), progress)
@@ -133,11 +134,27 @@ class Pipeline:
         finally:
             self._settle(previous)
 
+    def _read_ahead(self, sized: Sequence[Sized], reader: ThreadPoolExecutor) -> Iterator[tuple[Sized, Future[Source]]]:
+        """Each image with its reading already under way, the next one's too."""
+        read = partial(read_source, background=self.options.background)
+        pending: Future[Source] | None = None
+        for index, one in enumerate(sized):
+            reading = pending or reader.submit(read, one.job.input)
+            following = sized[index + 1 : index + 2]
+            pending = reader.submit(read, following[0].job.input) if following else None
+            yield one, reading
+
     def _make(self, job: ImageJob, source: Source, progress: _Progress) -> _Open:
         """Compute one image; its last rows may still be on their way when this returns."""
         began = time.perf_counter()
         manifest = self.manifest(source.sha256)
         depth = self.options.depth or source.depth
+        longest = SCALE * max(source.height, source.width)
+        # Before the work: the writer would refuse the same after it.
+        if source.alpha_HW is not None and job.output.suffix.lower() not in TRANSPARENT:
+            cure = "write .png, .tif or .webp, or lay it upon a colour by --background white"
+            raise Refusal(f"is transparent, which {job.output.suffix} cannot hold", where=job.input, cure=cure)
+        check_format(job.output, depth, transparent=source.alpha_HW is not None, longest=longest)
         tile, grid = self._side, self._grid(source)
         progress.tiles = len(grid)
         if self._runner is not None:
@@ -238,13 +255,3 @@ class _Progress:
         self._done += 1
         self._bar.set_postfix_str(f"{self._which}, tile {self._done}/{self.tiles}", refresh=False)
         self._bar.update(min(self.megapixels / self.tiles, self._bar.total - self._bar.n))  # not past it by rounding
-
-
-def _read_ahead(sized: Sequence[Sized], reader: ThreadPoolExecutor) -> Iterator[tuple[Sized, Future[Source]]]:
-    """Each image with its reading already under way, the next one's too."""
-    pending: Future[Source] | None = None
-    for index, one in enumerate(sized):
-        reading = pending or reader.submit(read_source, one.job.input)
-        following = sized[index + 1 : index + 2]
-        pending = reader.submit(read_source, following[0].job.input) if following else None
-        yield one, reading

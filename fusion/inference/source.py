@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from imaging.files import Depth
 
+Rgb = tuple[int, int, int]
 _CONTEXT = 4  # LR pixels that bicubic interpolation sees beyond a band; 2 would do
 
 
@@ -71,10 +72,25 @@ class Source:
         return large_HW[first - SCALE * top : first - SCALE * top + count]
 
 
-def read_source(path: Path) -> Source:
-    """Read one file; whatever is wrong with it is a Refusal."""
+def read_source(path: Path, background: Rgb | None = None) -> Source:
+    """Read one file; whatever is wrong with it is a Refusal. With a `background`, nothing of it is transparent."""
     raster, icc = read_raster(path)
-    return Source(path, raster.levels_HWC, raster.alpha_HW, icc, file_sha256(path))
+    levels_HWC, alpha_HW = raster.levels_HWC, raster.alpha_HW
+    if background is not None and alpha_HW is not None:
+        levels_HWC, alpha_HW = _laid_upon(background, levels_HWC, alpha_HW), None
+    return Source(path, levels_HWC, alpha_HW, icc, file_sha256(path))
+
+
+def _laid_upon(background: Rgb, levels_HWC: np.ndarray, alpha_HW: np.ndarray) -> np.ndarray:
+    """Whole levels over a colour; a grey image stays grey over a grey.
+
+    Before enlarging: what lies hidden below full transparency, often garbage, would else shine through at the edges.
+    """
+    top = float(np.iinfo(levels_HWC.dtype).max)
+    colours = background[:1] if levels_HWC.shape[2] == 1 and len(set(background)) == 1 else background
+    share_HW1 = (alpha_HW.astype(np.float64) / top)[..., None]
+    mixed_HWC = share_HW1 * levels_HWC + (1 - share_HW1) * np.array(colours) * (top / 255)
+    return mixed_HWC.round().astype(levels_HWC.dtype)
 
 
 def _unit_range(levels: np.ndarray) -> Tensor:

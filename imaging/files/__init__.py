@@ -5,12 +5,12 @@ image_size                           imaging/files/header.py
 write_picture, write_levels,
   check_format, grey_plane, png_rows imaging/files/encode.py   (PNG itself: imaging/files/png.py)
 quantize_u8, quantize_u16            imaging/quantize.py
-list_images, inside                  imaging/files/folders.py
+list_images, list_others, inside     imaging/files/folders.py
 """
 
 from imaging.files.decode import read_picture, read_raster, read_rgb
-from imaging.files.encode import check_format, grey_plane, write_levels, write_picture
-from imaging.files.folders import SUFFIXES, inside, list_images
+from imaging.files.encode import TRANSPARENT, check_format, grey_plane, write_levels, write_picture
+from imaging.files.folders import SUFFIXES, in_words, inside, list_images, list_others
 from imaging.files.header import image_size
 from imaging.files.picture import MAX_PIXELS, Depth, Picture
 from imaging.files.png import png_rows
@@ -19,13 +19,16 @@ from imaging.quantize import quantize_u8, quantize_u16
 __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
+    "TRANSPARENT",
     "Depth",
     "Picture",
     "check_format",
     "grey_plane",
     "image_size",
+    "in_words",
     "inside",
     "list_images",
+    "list_others",
     "png_rows",
     "quantize_u8",
     "quantize_u16",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DEEP = (".png", ".tif", ".tiff")
-_TRANSPARENT = (".png", ".tif", ".tiff", ".webp")
+TRANSPARENT = (".png", ".tif", ".tiff", ".webp")
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # libjpeg's and WebP's own limits
 _LUMA = (0.299, 0.587, 0.114)  # BT.601, full range: what "grey" means in image files
 
@@ -114,7 +114,7 @@ def check_format(path: Path, bits: Depth, *, transparent: bool, longest: int) ->
         raise Refusal(f"'{suffix}' is not a format that can be written", where=path, cure=f"use one of {kinds}")
     if bits == 16 and suffix not in _DEEP:
         raise Refusal(f"{suffix} cannot hold 16 bits", where=path, cure="write .png or .tif, or request 8 bits")
-    if transparent and suffix not in _TRANSPARENT:
+    if transparent and suffix not in TRANSPARENT:
         raise Refusal(f"{suffix} cannot hold transparency", where=path, cure="write .png, .tif or .webp")
     limit = _LONGEST_SIDE.get(suffix)
     if limit is not None and longest > limit:

@@ -5,9 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from imaging.paths import refuse_address
 from imaging.refusal import Refusal
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+_NAMED = 5  # files that a line names
+
+
+def list_others(folder: Path) -> list[Path]:
+    """Files under `folder` that `list_images` passes over, but for hidden ones and images' records."""
+    return [path for path in _files(folder) if not _is_image(path) and not _is_record(path)]
+
+
+def in_words(others: list[Path], folder: Path) -> str:
+    """One line that counts them and names the first few; a GIF, say, must not vanish without a word."""
+    names = ", ".join(str(path.relative_to(folder)) for path in others[:_NAMED])
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    kinds = ", ".join(sorted(SUFFIXES))
+    return f"{folder}: {len(others)} files are not read, being none of {kinds}: {names}{more}"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -17,8 +32,18 @@ def list_images(folder: Path) -> list[Path]:
     A missing folder or one without a single image is refused.
     """
     if not folder.is_dir():
+        refuse_address(folder)
         reason = "is a file, not a folder" if folder.exists() else "no such folder"
         raise Refusal(reason, where=folder, cure="name a folder that holds images")
+    found = [path for path in _files(folder) if _is_image(path)]
+    if not found:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise Refusal(f"holds no images ({kinds})", where=folder, cure="name a folder that holds images")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files but hidden ones, sorted by their path below it."""
     found: list[Path] = []
     entered: set[str] = set()
     for here, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
@@ -27,10 +52,7 @@ def list_images(folder: Path) -> list[Path]:
             continue
         entered.add(os.path.realpath(here))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for name in names if _is_image(path := Path(here, name))]
-    if not found:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise Refusal(f"holds no images ({kinds})", where=folder, cure="name a folder that holds images")
+        found += [path for name in names if not name.startswith(".") and (path := Path(here, name)).is_file()]
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
@@ -56,7 +78,12 @@ def inside(folder: Path, relative: str | Path) -> Path:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in SUFFIXES
+
+
+def _is_record(path: Path) -> bool:
+    """`baby.png.json`, which inference writes beside `baby.png`."""
+    return path.suffix == ".json" and _is_image(path.with_suffix("")) and path.with_suffix("").exists()
 
 
 def _refuse_unreadable(error: OSError) -> None:

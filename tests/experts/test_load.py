@@ -262,3 +262,34 @@ def test_a_file_named_like_a_published_one_gets_that_experts_settings(tmp_path: 
     named = save_network(small_network("GRL"), tmp_path / "sr_grl_base_c3x4.ckpt")
     with pytest.raises(Refusal, match="does not fit the expert's hyperparameters"):
         open_expert(str(named), built_in_catalog(), device=torch.device("cpu"))
+
+
+def test_a_file_of_another_kind_is_no_unknown_name(tmp_path: Path) -> None:
+    """TorchScript under its own ending: it is there, and is no weights file."""
+    program = tmp_path / "net.torchscript"
+    torch.jit.script(torch.nn.Conv2d(3, 3, 3)).save(program)
+    with pytest.raises(Refusal, match=r"'\.torchscript' is not a weights format.*state_dict"):
+        open_experts([str(program)])
+    with pytest.raises(Refusal, match="unknown expert"):
+        open_experts([str(tmp_path / "nothing.torchscript")])
+
+
+@pytest.mark.parametrize(("heads", "where"), [(0, "k.pth"), (5, "expert k")])
+def test_settings_that_make_no_network_are_not_blamed_on_the_keys(tmp_path: Path, heads: int, where: str) -> None:
+    """A HAT whose every key is there, of 24 channels for no head at all, and for 5: that loads and cannot run."""
+    tensors = small_network("HAT").state_dict()
+    for key, value in tensors.items():
+        if key.endswith("relative_position_bias_table"):
+            tensors[key] = value.new_zeros(value.shape[0], heads)
+    torch.save(dict(tensors), tmp_path / "k.pth")
+    with pytest.raises(Refusal, match="settings that its tensors' shapes imply make no") as caught:
+        open_experts([str(tmp_path / "k.pth")])[0].run(torch.rand(1, 3, 20, 20))
+    assert caught.value.where.endswith(where)
+
+
+def test_a_lacking_key_is_named(tmp_path: Path) -> None:
+    tensors = small_network("HAT").state_dict()
+    del tensors["relative_position_index_OCA"]
+    torch.save(dict(tensors), tmp_path / "k.pth")
+    with pytest.raises(Refusal, match="keys do not fit together: there is no 'relative_position_index_OCA'"):
+        open_experts([str(tmp_path / "k.pth")])

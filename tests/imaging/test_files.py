@@ -517,3 +517,13 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
 def test_names_that_stay_inside_are_joined(tmp_path: Path, name: str) -> None:
     assert inside(tmp_path, name) == tmp_path / name
     assert inside(tmp_path, name).resolve().is_relative_to(tmp_path.resolve())
+
+
+def test_an_address_is_refused_as_such_and_not_as_a_missing_folder() -> None:
+    for path, shown in ((Path("s3://bucket/hr"), "s3://bucket/hr"), (Path("gs:/b"), "gs://b")):
+        with pytest.raises(Refusal, match="is an address") as caught:
+            list_images(path)
+        assert caught.value.where == shown
+    for path in (Path("C:/images"), Path("nowhere"), Path("a/b:/c")):
+        with pytest.raises(Refusal, match="no such folder"):
+            list_images(path)

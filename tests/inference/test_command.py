@@ -409,3 +409,29 @@ def test_shards_make_every_image_once_and_the_report_comes_at_the_end(
     assert "--skip-existing" in capsys.readouterr().err
     assert alone(expert, "-i", tmp_path / "in", "-o", tmp_path / "out", "--shard", "2/2") == REFUSED
     assert "not I/N" in capsys.readouterr().err
+
+
+def test_verify_takes_from_the_record_what_is_not_said(tmp_path: Path, expert: Path, capsys: Any, caplog: Any) -> None:
+    """An output made with options is not another's because they are not repeated; those that are given are checked."""
+    (path,) = save_photos(tmp_path / "in", 1, side=140)
+    assert alone(expert, "-i", path, "-o", tmp_path / "out", "-t", "16", "--tta", "--background", "white") == DONE
+    output = tmp_path / "out" / path.name
+    caplog.set_level("INFO")
+    assert alone(expert, "--verify", output) == DONE
+    assert "its record names" in caplog.text and "tta=True" in caplog.text and "background=#ffffff" in caplog.text
+    assert alone(expert, "--verify", output, "-t", "16") == DONE, "as it was asked for: raised as it was then"
+    capsys.readouterr()
+    assert alone(expert, "--verify", output, "-t", "400", "--background", "black", "--json") == FAILURES_LISTED
+    document = json.loads(capsys.readouterr().out)
+    assert {one.partition(":")[0] for one in document["differences"]} == {"options.tile", "options.background"}
+    assert document["from_record"] == {"tta": True}
+
+
+@pytest.mark.parametrize("option", ["-i", "-o"])
+def test_an_address_is_no_folder(tmp_path: Path, expert: Path, option: str, capsys: Any, monkeypatch: Any) -> None:
+    save_photos(tmp_path / "in", 1)
+    monkeypatch.chdir(tmp_path)
+    words = {"-i": tmp_path / "in", "-o": tmp_path / "out"} | {option: "s3://bucket/images"}
+    assert alone(expert, *(word for pair in words.items() for word in pair)) == REFUSED
+    assert "s3://bucket/images: is an address" in capsys.readouterr().err
+    assert not (tmp_path / "s3:").exists()

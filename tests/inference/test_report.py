@@ -18,6 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options
+from fusion.inference.report.page import _map, _scale
 from imaging.command import DONE, run
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
 
@@ -178,3 +179,12 @@ def test_an_image_of_an_earlier_run_is_in_the_report_with_its_record_and_scores(
     assert whole.count("input_sha256") == 2, "the stored claims"
     with zipfile.ZipFile(place / "out" / "submission.zip") as packed:
         assert "runtime per image [s] : 7.00" in packed.read("readme.txt").decode()
+
+
+def test_a_flat_map_is_not_coloured_over_its_full_range() -> None:
+    flat, gate = np.linspace(0.948, 1.0, 12).reshape(3, 4), np.linspace(-0.2, 0.9, 12).reshape(3, 4)
+    maps = {"difficulty": flat, "gate/a": gate, "gate/b": 1 - gate, "disagreement": flat / 1000}
+    assert _scale("difficulty", maps) == (0, 1)
+    assert _scale("gate/a", maps) == _scale("gate/b", maps) == (-0.2, 1.2)
+    assert _scale("disagreement", maps) == (0, 0.05)
+    assert "0.948 to 1.000, colours 0 to 1" in _map("difficulty", flat, _scale("difficulty", maps))

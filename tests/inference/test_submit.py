@@ -95,3 +95,10 @@ def test_names_that_collide_when_flat_are_refused(made: Path, capsys: pytest.Cap
         Image.fromarray(photo(4, 4)).save(made / folder / "deep" / "image0.png")
     assert call(made) == REFUSED
     assert "flat zip" in capsys.readouterr().err
+
+
+def test_that_extra_data_is_assumed_is_said_at_inference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_photos(tmp_path / "lr", 1)
+    caplog.set_level("INFO")
+    assert carry_out(Request(tmp_path / "lr", tmp_path / "out", Options(), submission=True), ensemble_of()) == DONE
+    assert "extra data: 1 (assumed" in caplog.text and "--no-extra-data" in caplog.text

@@ -156,11 +156,16 @@ def _figure(picture_HWC: np.ndarray, caption: str) -> str:
     return f'<figure><img src="{image}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
+# Colours span at least these: over its own range alone, a map that hardly varies would look as if it varied most.
+_SPANS = {"gate": (0.0, 1.0), "difficulty": (0.0, 1.0), "disagreement": (0.0, 0.05)}
+
+
 def _scale(name: str, maps: dict[str, np.ndarray]) -> tuple[float, float]:
     """Maps of one kind share their colours, so that gates can be compared."""
     kind = name.partition("/")[0]
     alike = [values for other, values in maps.items() if other.partition("/")[0] == kind]
-    return min(float(values.min()) for values in alike), max(float(values.max()) for values in alike)
+    low, high = _SPANS[kind]
+    return min(low, *(float(values.min()) for values in alike)), max(high, *(float(values.max()) for values in alike))
 
 
 def _map(name: str, values_HW: np.ndarray, scale: tuple[float, float]) -> str:

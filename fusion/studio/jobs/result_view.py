@@ -82,6 +82,8 @@ class ResultView:
     def value_range(self, name: str) -> tuple[float, float]:
         """The values at the two ends of a map's colours; maps of one kind share theirs, to be compared."""
         kind = name.partition("/")[0]
+        if kind == DIFFICULTY:  # over its own range alone, a map that hardly varies would look as if it varied most
+            return 0.0, 1.0
         ranges = [self.value_ranges[other] for other, _ in self.map_names if other.partition("/")[0] == kind]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
