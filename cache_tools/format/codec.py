@@ -64,11 +64,9 @@ def encode_features(feat_CHW: Tensor, profile: Profile, *, where: str) -> tuple[
 
 def encode_sr(sr_CHW: Tensor, profile: Profile, *, where: str) -> Tensor:
     """An SR image (or several) -> uint8, rounded here and nowhere else, or float32 as it is."""
-    if profile.sr == "u1":
-        return quantize_u8(sr_CHW)
-    if not bool(torch.isfinite(sr_CHW).all()):
+    if not bool(torch.isfinite(sr_CHW).all()):  # here, where expert and item are known
         raise Refusal("an SR image holds NaN or infinity", where=where, cure="run the expert with --precision fp32")
-    return sr_CHW.float()
+    return quantize_u8(sr_CHW) if profile.sr == "u1" else sr_CHW.float()
 
 
 def decode_image(stored: Tensor) -> Tensor:

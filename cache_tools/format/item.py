@@ -83,8 +83,12 @@ def compression_filters(compression: Compression) -> dict[str, Any]:
 
 
 def _require_arrays(header: Header, specs: Mapping[str, DatasetSpec], arrays: Mapping[str, np.ndarray]) -> None:
-    assert set(arrays) == set(specs), f"{header.id}: arrays {sorted(arrays)}, expected {sorted(specs)}"
+    """What is stored must be what the header says, also under `python -O`."""
+    cure = "the expert that gave it does not keep to its size: run `python -m experts check` on it"
+    if set(arrays) != set(specs):
+        raise Refusal(f"has {sorted(arrays)}, expected {sorted(specs)}", where=f"item {header.id}", cure=cure)
     for name, spec in specs.items():
         found = arrays[name]
-        assert found.shape == spec.shape, f"{header.id}/{name}: shape {found.shape}, expected {spec.shape}"
-        assert found.dtype == spec.dtype, f"{header.id}/{name}: {found.dtype}, expected {spec.dtype}"
+        if found.shape != spec.shape or found.dtype != spec.dtype:
+            what = f"its {name} is {found.dtype} {found.shape}, expected {spec.dtype} {spec.shape}"
+            raise Refusal(what, where=f"item {header.id}", cure=cure)

@@ -8,6 +8,7 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.themes import Base
 
+from fusion.studio.calls import CallCheck, refuse_quietly
 from fusion.studio.guard import Guard, accept_uploads_only
 from fusion.studio.routes import Routes, read_static
 from fusion.studio.views.cache_tab import CacheTab
@@ -55,7 +56,8 @@ def make_app(upscaler: Upscaler, queue: JobQueue, folders: Folders, *, loopback:
         max_file_size=int(upscaler.limits.megabytes * 1e6),
     )
     accept_uploads_only(page)
-    return Guard(app, loopback=loopback)
+    refuse_quietly(page)
+    return Guard(app, CallCheck(page), loopback=loopback)
 
 
 def _build_page(upscaler: Upscaler, queue: JobQueue, folders: Folders) -> gr.Blocks:

@@ -6,6 +6,7 @@ address elsewhere, where an uploaded file is expected.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,16 @@ from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 
+from fusion.studio.calls import LONGEST_BODY
+from imaging.names import printable
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+log = logging.getLogger(__name__)
 
 
 def accept_uploads_only(page: gr.Blocks) -> None:
@@ -54,11 +61,15 @@ HEADERS = {
 _FETCHING = ("/gradio_api/proxy=", "/proxy=", "/gradio_api/file=http", "/file=http", "/gradio_api/file/http")
 
 
-class Guard:
-    """Sits before every request."""
+# What the page itself posts to. gradio has more, for pages that are shared, recorded or edited.
+_CALL, _POSTS = "/gradio_api/queue/join", ("/gradio_api/upload", "/gradio_api/cancel", "/gradio_api/reset")
 
-    def __init__(self, app: ASGIApp, *, loopback: bool) -> None:
-        self._app, self._loopback = app, loopback
+
+class Guard:
+    """Sits before every request; `check` says of the body of a call why it is none of the page's."""
+
+    def __init__(self, app: ASGIApp, check: Callable[[bytes], str | None], *, loopback: bool) -> None:
+        self._app, self._check, self._loopback = app, check, loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on and add the headers."""
@@ -70,12 +81,41 @@ class Guard:
             await PlainTextResponse(reason, 403, HEADERS)(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
+        if scope["method"] == "POST" and scope["path"] == _CALL:
+            body = await _body_of(receive)
+            reason = self._check(body)
+            if reason is not None:
+                log.warning("a malformed call was refused: %s", reason)
+                await PlainTextResponse(reason, 400, HEADERS)(scope, receive, send)
+                return
+            receive = _replaying(body, receive)
+        await self._answer(scope, receive, send)
 
-        await self._app(scope, receive, send_with_headers)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application's own answer; what it breaks on is told in one line, here and in the console."""
+        started = failed = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started, failed
+            if message["type"] == "http.response.start":
+                # Held back: the exception that follows says what it was.
+                failed = message["status"] == 500
+                started = started or not failed
+                MutableHeaders(scope=message).update(HEADERS)
+            if not failed:
+                await send(message)
+
+        trouble = "no answer"
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:  # a request from anywhere may break anything behind
+            if started:  # too late to answer otherwise: the connection ends
+                log.warning("%s: the answer broke off (%s)", printable(scope["path"]), type(error).__name__)
+                return
+            failed, trouble = True, type(error).__name__
+        if failed:
+            log.warning("%s: a request could not be answered (%s)", printable(scope["path"]), trouble)
+            await PlainTextResponse("The request could not be understood.", 400, HEADERS)(scope, receive, send)
 
     def _reason_to_refuse(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
@@ -88,7 +128,32 @@ class Guard:
             return "Another page may not use this studio."
         if unquote(scope["path"]).lower().startswith(_FETCHING):
             return "This studio fetches nothing from elsewhere."
+        if scope["method"] not in ("GET", "HEAD", "POST"):
+            return "This studio is only asked and called."
+        if scope["method"] == "POST" and scope["path"] not in (_CALL, *_POSTS):
+            return "This studio has nothing to call at this address."
         return None
+
+
+async def _body_of(receive: Receive) -> bytes:
+    """The whole body, or as much of it as shows that it is too long."""
+    body = b""
+    while len(body) <= LONGEST_BODY:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    return body
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, then whatever follows (the client's leaving)."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return again
 
 
 def _without_port(host: str) -> str:

@@ -23,8 +23,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before its files 
 
 def require_plain_tensors(path: Path, *, cure: str) -> None:
     """Refuse a file that torch.load would make anything else of than dense tensors of its own size and plain values."""
-    plan = Plan(path, cure, path.stat().st_size)
     try:
+        plan = Plan(path, cure, path.stat().st_size)
         if is_zipfile(path):
             _walk_archive(plan)
         else:

@@ -146,7 +146,7 @@ def test_arrays_that_are_not_those_of_the_header_are_not_stored(what: str) -> No
         "shape": arrays | {"lr": arrays["lr"][:, 1:]},
         "type": arrays | {"lr": arrays["lr"].astype(np.int16)},
     }
-    with pytest.raises(AssertionError, match="item"):
+    with pytest.raises(Refusal, match="item"):
         serialize_item(header, changed[what])
 
 

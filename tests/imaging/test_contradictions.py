@@ -15,8 +15,17 @@ from tests.imaging.parts import exif, levels, pillow_bytes, png_chunk, png_of
 
 HEIGHT, WIDTH = 40, 48
 Tags = list[tuple[int, int, int]]  # (tag, type: 3 short or 4 long, value)
-STRIP: Tags = [(256, 3, WIDTH), (257, 3, HEIGHT), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
-STRIP += [(278, 3, HEIGHT), (279, 4, WIDTH * HEIGHT)]
+STRIP: Tags = [
+    (256, 3, WIDTH),
+    (257, 3, HEIGHT),
+    (258, 3, 8),
+    (259, 3, 1),
+    (262, 3, 1),
+    (273, 4, 8),
+    (277, 3, 1),
+    (278, 3, HEIGHT),
+    (279, 4, WIDTH * HEIGHT),
+]
 LARGE: Tags = [(256, 3, 4096), (257, 3, 4096)]
 
 

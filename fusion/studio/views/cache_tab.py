@@ -108,7 +108,8 @@ class CacheTab:
         """The chosen item; its crc is checked as well."""
         try:
             rows = self._rows(cache, wanted, page)
-            row = next((one for one in rows if one.id == event.item and one.entry is not None), None)
+            chosen = getattr(event, "item", None)  # a forged call may lack it
+            row = next((one for one in rows if one.id == chosen and one.entry is not None), None)
             if row is None:
                 raise Refusal("there is no such item here", where="items", cure="choose one from the table")
             self._crc.setdefault(cache, {})[row.id] = crc_state(row.path)
