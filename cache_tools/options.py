@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from cache_tools.format.schema import PROFILES
 from cache_tools.write.recipe import ExtractSettings, keeps_features
 from experts.words import split_words
+from imaging.command import parse_shard
 from imaging.device import AUTO, choose_device
-from imaging.shard import parse_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -47,3 +47,11 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout; numbers that JSON lacks (NaN, infinity) are refused."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`0/4` -> (0, 4)."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise Refusal(f"'{text}' is not I/N with I from 0 to N-1", where="--shard", cure="write for example 0/4")
+    return int(part), int(parts)

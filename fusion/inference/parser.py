@@ -12,9 +12,9 @@ from fusion.inference.jobs import AUTO
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.options import Options, OutputSize
 from fusion.refinement.presets import COLOURS, PRESETS, Blend, preset_of
+from imaging.command import parse_shard
 from imaging.files import SUFFIXES
 from imaging.refusal import Refusal
-from imaging.shard import parse_shard
 
 if TYPE_CHECKING:
     import argparse
