@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import logging
-import math
 import os
 import shlex
 import subprocess
@@ -18,7 +17,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import date
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.inference.cost import INFER
+from benchmarks.inference.pareto_picture import Measured, draw, front
 from experts.catalog import built_in_catalog
 from experts.loading.weights import find_weights
 from fusion.evaluation.folders import evaluate
@@ -37,15 +36,13 @@ from imaging.files.folders import list_images
 from imaging.hashes import file_sha256
 from imaging.metrics import BORDER
 from imaging.refusal import Refusal
-from imaging.settings import Settings, load_settings
+from imaging.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
 POINTS, TABLE, PICTURE = "points.json", "pareto.md", "pareto.svg"
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BELOW = 760, 460, 64, 120, 24, 56
-_COLOURS = {"expert": "#6b7080", "preset": "#1f6f78", "budget": "#c2793d"}
 
 
 @dataclass(frozen=True)
@@ -55,16 +52,6 @@ class Way:
     name: str
     kind: str
     words: tuple[str, ...]
-
-
-class Measured(Settings):
-    """What came of a way: CPU seconds of a mean image without start-up, mean Y-PSNR; of which files and weights."""
-
-    name: str
-    kind: str
-    fingerprint: str
-    seconds: float
-    psnr: float
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,7 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     words = parser.parse_args(arguments)
     points = measure(ways(words.presets, words.experts, words.budgets), words.lr, words.hr, words.out / POINTS)
     write_text(words.out / TABLE, as_text(points, list(arguments)))
-    write_text(words.picture or words.out / PICTURE, draw(points, f"{words.hr.parent.name}, Y-PSNR in dB"))
+    write_text(
+        words.picture or words.out / PICTURE, draw(points, front(points), f"{words.hr.parent.name}, Y-PSNR in dB")
+    )
     sys.stdout.write(as_text(points, list(arguments)))
     return DONE
 
@@ -128,15 +117,6 @@ def fingerprint(way: Way, lr: Path, hr: Path) -> str:
     return hashlib.sha256("\n".join([*way.words, *marks]).encode()).hexdigest()
 
 
-def front(points: Sequence[Measured]) -> list[Measured]:
-    """Those that no other is both faster and better than, from fast to slow."""
-    best: list[Measured] = []
-    for one in sorted(points, key=lambda point: (point.seconds, -point.psnr)):
-        if not best or one.psnr > best[-1].psnr:
-            best.append(one)
-    return best
-
-
 def as_text(points: Sequence[Measured], arguments: list[str]) -> str:
     """The table as Markdown, from fast to slow."""
     lines = ["# Quality over CPU time", "", f"Recorded {date.today().isoformat()} by", ""]
@@ -149,53 +129,6 @@ def as_text(points: Sequence[Measured], arguments: list[str]) -> str:
         name = f"**{one.name}**" if one in best else one.name
         lines.append(f"| {name} | {one.seconds:.2f} | {one.psnr:.3f} |")
     return "\n".join(lines) + "\n"
-
-
-def draw(points: Sequence[Measured], title: str) -> str:
-    """The SVG: CPU seconds to the right on a logarithmic axis, PSNR upwards, the front as a line of steps."""
-    seconds, psnrs = [one.seconds for one in points], [one.psnr for one in points]
-    low, high = math.log(min(seconds) / 1.2), math.log(max(seconds) * 1.2)
-    least, most = min(psnrs) - 0.05, max(psnrs) + 0.05
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BELOW
-
-    def x_of(value: float) -> float:
-        return _LEFT + (right - _LEFT) * (math.log(value) - low) / (high - low)
-
-    def y_of(value: float) -> float:
-        return bottom - (bottom - _TOP) * (value - least) / (most - least)
-
-    best = front(points)
-    steps = "".join(
-        f"{'H' if index else 'M'}{x_of(one.seconds):.1f}{'V' if index else ' '}{y_of(one.psnr):.1f}"
-        for index, one in enumerate(best)
-    )
-    dots = "".join(
-        f'<g fill="{_COLOURS[one.kind]}"><circle cx="{x_of(one.seconds):.1f}" cy="{y_of(one.psnr):.1f}" r="4.5"/>'
-        f'<text x="{x_of(one.seconds) + 8:.1f}" y="{y_of(one.psnr) + 4:.1f}">{escape(one.name)}</text></g>'
-        for one in points
-    )
-    ticks = "".join(
-        f'<path d="M{x_of(value):.1f} {bottom}v5" stroke="#6b7080"/>'
-        f'<text x="{x_of(value):.1f}" y="{bottom + 18}" text-anchor="middle">{value:g}</text>'
-        for value in _round_numbers(math.exp(low), math.exp(high))
-    ) + "".join(
-        f'<path d="M{_LEFT} {y_of(value):.1f}H{right}" stroke="#e4e2da"/>'
-        f'<text x="{_LEFT - 6}" y="{y_of(value) + 4:.1f}" text-anchor="end">{value:.1f}</text>'
-        for value in np.arange(math.ceil(least * 5) / 5, most, 0.2)
-    )
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" \
-font-size="12" fill="#1c2230"><rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fbfaf7"/>{ticks}
-<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="#6b7080"/>
-<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 14}" text-anchor="middle">CPU seconds an image, one thread</text>
-<text x="18" y="{_HEIGHT / 2}" transform="rotate(-90 18 {_HEIGHT / 2})" text-anchor="middle">{escape(title)}</text>
-<path d="{steps}" fill="none" stroke="#1f6f78" stroke-width="1.5" stroke-dasharray="4 3"/>{dots}</svg>
-"""
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... between the two."""
-    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [value for ten in tens for factor in (1, 2, 5) if low <= (value := factor * 10.0**ten) <= high]
 
 
 def _measure(way: Way, mark: str, lr: Path, hr: Path) -> Measured:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.inference.pareto import Measured, Way, draw, fingerprint, front, main
+from benchmarks.inference.pareto import Way, fingerprint, main
+from benchmarks.inference.pareto_picture import Measured, draw, front
 from imaging.command import DONE
 from tests.inference.parts import photo
 
@@ -39,7 +40,7 @@ def test_the_front_holds_what_nothing_dominates(values: list[tuple[float, float]
 
 def test_the_picture_shows_every_point_where_it_belongs() -> None:
     points = [point(0.5, 28.0, "fast <1>"), point(2.0, 29.0, "good"), point(2.0, 28.5, "worse")]
-    root = ElementTree.fromstring(draw(points, "Set14"))
+    root = ElementTree.fromstring(draw(points, front(points), "Set14"))
     circles = [one for one in root.iter() if one.tag.endswith("circle")]
     places = [(float(one.get("cx", "")), float(one.get("cy", ""))) for one in circles]
     assert places[0][0] < places[1][0] == places[2][0]
