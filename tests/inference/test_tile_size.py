@@ -16,6 +16,7 @@ from fusion.inference import forecast
 from fusion.inference.ensemble import Ensemble
 from fusion.inference.jobs import ImageJob, Sized
 from fusion.inference.memory import effective_tile
+from fusion.inference.options import OutputSize
 from fusion.inference.report.provenance import read_manifest, read_record
 from fusion.inference.upscale import Grid
 from imaging.command import DONE, run
@@ -90,13 +91,13 @@ def test_the_forecast_times_tiles_of_the_size_that_will_run_and_gives_a_range(tm
         return enlarge(lr_BCHW)
 
     images = sized(tmp_path, (400, 300), (50, 60))
-    document = forecast.forecast(images, ensemble_of(a=watched), 100, 1, None)
+    document = forecast.forecast(images, ensemble_of(a=watched), 100, 1, None, OutputSize())
     assert seen.count(100) >= 2
     assert 0 < document["seconds_low"] <= document["seconds"] <= document["seconds_high"]
     assert document["seconds"] == pytest.approx(sum(one["seconds"] for one in document["images"]), abs=1e-3)
     assert " to " in forecast.as_text(document)
     seen.clear()
-    forecast.forecast(sized(tmp_path, (50, 72)), ensemble_of(a=watched), 100, 1, None)
+    forecast.forecast(sized(tmp_path, (50, 72)), ensemble_of(a=watched), 100, 1, None, OutputSize())
     assert max(seen) == 64, "no more than the probe that memory is measured by: the image is smaller than the tile"
     assert seen.count(60) >= 2
 
@@ -104,5 +105,5 @@ def test_the_forecast_times_tiles_of_the_size_that_will_run_and_gives_a_range(tm
 def test_a_run_that_cannot_be_timed_is_not_said_to_take_no_time(tmp_path: Path) -> None:
     plain = ensemble_of()
     folder = Ensemble(plain.experts, plain.fuse, 0, 1, plain.identity, plain.device, can_probe=False)
-    document = forecast.forecast(sized(tmp_path, (400, 300)), folder, 100, 1, None)
+    document = forecast.forecast(sized(tmp_path, (400, 300)), folder, 100, 1, None, OutputSize())
     assert document["seconds"] is None and "time unknown" in forecast.as_text(document)
