@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 
+# Beside its own errors, PyYAML passes on those of Python's numbers, dates and recursion.
+_UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError, AttributeError, TypeError)
+_MOST_VALUES = 100_000
+
+
 class Settings(BaseModel):
     """Base of every configuration: frozen, strict about names, every default visible in its class."""
 
@@ -42,13 +47,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise Refusal("no such file", where=path, cure="check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"cannot be read ({error})", where=path, cure="give a readable YAML file") from None
-    except yaml.YAMLError as error:
-        raise Refusal(f"is not YAML ({error})", where=path, cure="correct the line it names") from None
+    except _UNREADABLE as error:
+        raise Refusal(f"is not YAML ({_short(error)})", where=path, cure="correct the line it names") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise Refusal("is not a mapping of settings", where=path, cure="write 'key: value' lines")
+    if not _has_an_end(document):
+        raise Refusal("unfolds to more than settings can be", where=path, cure="write the values out, without aliases")
     return document
+
+
+def _short(error: Exception) -> str:
+    return str(error)[:300] or type(error).__name__
+
+
+def _has_an_end(document: object) -> bool:
+    """Aliases name a part of the document again: nine times within nine times it has more values than memory holds."""
+    pending, seen = [document], 0
+    while pending:
+        value = pending.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            return False
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            pending += value
+    return True
 
 
 def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
@@ -86,7 +112,7 @@ def _override(document: dict[str, Any], override: str) -> None:
             )
     try:
         place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _UNREADABLE:
         raise Refusal(f"the value in '{override}' is not YAML", where="command line", cure="quote it") from None
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from imaging import atomic
 from imaging.command import DONE, INTERRUPTED, REFUSED, print_json, run
 from imaging.refusal import Refusal, nearest
-from imaging.settings import Settings, load_settings, parse_settings
+from imaging.settings import Settings, load_settings, parse_settings, read_yaml
 
 
 class Inner(Settings):
@@ -216,3 +216,30 @@ def test_json_is_one_document_without_nan(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(ValueError, match="Out of range"):
         print_json({"x": float("nan")})
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x: 2026-99-99", f"x: {'9' * 5000}", f"x: {'[' * 3000}", "x: !!binary x", "x: !!int y", "x: !!timestamp z"],
+)
+def test_values_that_yaml_readers_choke_on_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(Refusal, match="is not YAML") as caught:
+        read_yaml(tmp_path / "c.yaml")
+    assert len(str(caught.value)) < 500
+    with pytest.raises(Refusal, match="is not YAML"):
+        load_settings(Settings, _empty(tmp_path), [text.replace(": ", "=", 1)])
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "empty.yaml").write_text("")
+    return folder / "empty.yaml"
+
+
+def test_aliases_that_unfold_without_an_end_are_refused(tmp_path: Path) -> None:
+    lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"{n}: &{n} [{', '.join([f'*{m}'] * 9)}]" for m, n in zip("abcdefg", "bcdefgh", strict=True)]
+    for text in ("\n".join(lines), "x: &x [*x]"):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(Refusal, match="unfolds to more"):
+            read_yaml(tmp_path / "c.yaml")
