@@ -235,7 +235,7 @@ def test_what_an_expert_must_not_say_does_not_reach_the_disk(tmp_path: Path, wro
         "too many": "gave 16 feature channels",
         "nan": "features hold NaN or infinity",
         "infinite": "features hold NaN or infinity",
-        "image": "not numbers or infinite",
+        "image": "SR image holds NaN or infinity",
     }
     if wrong == "image":
         sr_BCHW[0, 0, 0, 0] = float("nan")
