@@ -114,3 +114,8 @@ def test_both_take_one_learning_rate_for_all(name: str) -> None:
     for one, other in zip(net.parameters(), before.parameters(), strict=True):
         assert torch.equal(one, other)
     assert isinstance(optimizer, MuonAndAdamW) == (name == "muon")
+
+
+def test_a_network_without_parameters_is_refused() -> None:
+    with pytest.raises(Refusal, match="no parameters to train"):
+        new_optimizer([], OptimizerSettings())

@@ -52,6 +52,9 @@ SMALLEST = 32  # rows and columns at least: thinner weights are left to AdamW
 def new_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """For the parameters that learn, in the memory format they will keep."""
     learning = [parameter for parameter in parameters if parameter.requires_grad]
+    if not learning:
+        cure = "switch a phase on, or fit the base alone by `python -m fusion fit-base CACHE --out FILE`"
+        raise Refusal("the network has no parameters to train", where="network.settings", cure=cure)
     kind = torch.optim.AdamW if settings.name == "adamw" else MuonAndAdamW
     return kind(learning, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
