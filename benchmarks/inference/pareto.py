@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
+_LEAST_SECONDS = 0.001
 POINTS, TABLE, PICTURE = "points.json", "pareto.md", "pareto.svg"
 
 
@@ -137,7 +138,8 @@ def _measure(way: Way, mark: str, lr: Path, hr: Path) -> Measured:
         tiny, made = Path(folder) / "tiny.png", Path(folder) / "made"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(tiny)
         start_up = _cpu_seconds(way, tiny, Path(folder) / "tiny")
-        seconds = _cpu_seconds(way, lr, made) - start_up
+        # Start-up varies by more than a tiny image takes: never zero or less, which has no place on the axis.
+        seconds = max(_LEAST_SECONDS, _cpu_seconds(way, lr, made) - start_up)
         scores = evaluate(made, hr, space="y", border=BORDER, lpips=False, ntire=False)
     if scores.failures:
         raise Refusal(scores.failures[0], where=hr, cure="give the true images of these LR images")
