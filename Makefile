@@ -2,6 +2,7 @@
 # make test   set up, then the tests
 # make lint   set up, then ruff and pyright
 # make wheel-test   set up, build the wheel, install it away from the checkout, run it
+# make attack  set up, then 10,000 damaged and hostile inputs through every reader; docs/results/attack.md
 # make clean  remove what the demo made; make distclean also the environment
 #
 # TORCH=cpu TORCH_INDEX=URL   on Linux x86_64: torch without CUDA. The address is the one that PyTorch's own "Get Started"
@@ -20,7 +21,7 @@ else
 SIZE   := 6 GB
 endif
 
-.PHONY: demo test lint wheel-test clean distclean
+.PHONY: demo test lint wheel-test attack clean distclean
 
 $(READY): pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "refused: no python3 on the PATH; install Python 3.11"; exit 2; }
@@ -58,6 +59,9 @@ lint: $(READY)
 
 wheel-test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/package/test_wheel.py
+
+attack: $(READY)
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.attack --out docs/results/attack.md
 
 clean:
 	rm -rf demo
