@@ -3,6 +3,7 @@
 # make lint   set up, then ruff and pyright
 # make wheel-test   set up, build the wheel, install it away from the checkout, run it
 # make attack  set up, then 10,000 damaged and hostile inputs through every reader; docs/results/attack.md
+# make cluster-test   set up, install Ray and an S3 server, run the tests of several machines and object storage
 # make clean  remove what the demo made; make distclean also the environment
 #
 # TORCH=cpu TORCH_INDEX=URL   on Linux x86_64: torch without CUDA. The address is the one that PyTorch's own "Get Started"
@@ -21,7 +22,7 @@ else
 SIZE   := 6 GB
 endif
 
-.PHONY: demo test lint wheel-test attack clean distclean
+.PHONY: demo test lint wheel-test attack cluster-test clean distclean
 
 $(READY): pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "refused: no python3 on the PATH; install Python 3.11"; exit 2; }
@@ -56,6 +57,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+cluster-test: $(READY)
+	@$(PIP) -e ".[cluster-dev]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/cluster
 
 wheel-test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/package/test_wheel.py

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from experts.run import NetworkExpert
 from experts.stored import StoredExperts
 from experts.words import split_words
 from fusion.budget.run import find_budget_model
+from fusion.inference.cluster.carry_out import carry_out_on_ray
 from fusion.inference.command import Request, carry_out
 from fusion.inference.ensemble import Answer, Ensemble, Place, plain_mean
 from fusion.inference.model_selection import (
@@ -35,6 +36,7 @@ from fusion.inference.model_selection import (
 from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, request_of
 from fusion.refinement.open import open_refiner
+from imaging.cluster.options import cluster_options_of
 from imaging.command import run
 from imaging.device import best_device, find_device
 from imaging.dihedral import transform
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
     from experts.spec import Expert, Precision
     from fusion.inference.ensemble import RunExpert
+    from fusion.refinement.open import Refiner
 
 log = logging.getLogger(__name__)
 FOLDER_MARGIN = 0  # images from folders need no surroundings
@@ -73,9 +76,17 @@ def command_line(arguments: Sequence[str]) -> int:
     request = request_of(words)
     if request.budget_model is None and not (request.options.budget is None and request.options.max_loss is None):
         request = replace(request, budget_model=find_budget_model(words.model))
+    cluster = cluster_options_of(words)
+    if cluster is not None:
+        return carry_out_on_ray(request, partial(open_all, words), cluster)
+    return carry_out(request, *open_all(words))
+
+
+def open_all(words: argparse.Namespace) -> tuple[Ensemble, Refiner | None]:
+    """The experts, the fusion model and the refiner of a command line, on this machine's device."""
     device = words.device or best_device()
     refiner = None
-    if request.options.refine is not None:  # before the experts: it is what is most likely to be incomplete
+    if words.refine is not None:  # before the experts: it is what is most likely to be incomplete
         refiner = open_refiner(words.refine, words.refine_model, words.refine_lora, find_device(device))
     ensemble = build(
         words.model,
@@ -86,7 +97,7 @@ def command_line(arguments: Sequence[str]) -> int:
         compiled=words.compile,
         trust_code=words.trust_code,
     )
-    return carry_out(request, ensemble, refiner)
+    return ensemble, refiner
 
 
 def build(

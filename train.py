@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cache_tools.format.location import is_address, parse_location
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from experts.loading.edsr import EDSR
 from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
@@ -54,6 +56,7 @@ NETWORKS = {
 def main(arguments: Sequence[str]) -> int:
     """Parse, build, call."""
     words = _parser().parse_args(arguments)
+    set_local_cache(words)
     settings = load_settings(TrainSettings, find_shipped(words.config), _overrides(words))
     if words.print_config:
         sys.stdout.write(to_yaml(settings))
@@ -118,8 +121,9 @@ def fit_budget_model(settings: TrainSettings, model_file: Path, *, trust_code: b
     source = CacheSource(settings)
     assert settings.data.cache is not None
     known = {slot.name: slot.sha256 for slot in source.slots}
-    beside = (settings.data.cache, model_file.parent)
-    stored = StoredExperts.read(known, source.expert_specs, str(settings.data.cache), *beside, option="data.experts=[]")
+    cache = settings.data.cache
+    beside = (model_file.parent,) if is_address(cache) else (Path(cache), model_file.parent)
+    stored = StoredExperts.read(known, source.expert_specs, str(cache), *beside, option="data.experts=[]")
     device = "cpu" if settings.device == "cpu" else best_device()
 
     def time_experts() -> dict[str, float | None]:
@@ -182,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py", description="train an expert, or the fusion of experts")
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
-    parser.add_argument("--cache", type=Path, help="train fusion from this cache (data.cache)")
+    parser.add_argument("--cache", type=parse_location, help="train fusion from this folder or s3:// (data.cache)")
+    add_local_cache_arguments(parser)
     parser.add_argument("--live", action="store_true", help="train fusion with data.experts running on data.hr")
     parser.add_argument("--catalog", type=Path, help="a YAML file with further experts (data.catalog)")
     parser.add_argument("--trust-code", action="store_true", help="run the Python file of an expert with code")

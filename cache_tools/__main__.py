@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cache_tools import options as command_line
@@ -11,13 +12,19 @@ from cache_tools.convert.import_images import import_images
 from cache_tools.convert.import_pt import import_pt
 from cache_tools.convert.merge import merge
 from cache_tools.convert.repack import repack
+from cache_tools.convert.transfer import pull, push
 from cache_tools.info import describe, in_lines
+from cache_tools.storage.item_cache import set_local_cache
 from cache_tools.verify import verify
+from cache_tools.write.cluster_plan import cluster_in_table, plan_cluster
 from cache_tools.write.extract import Report, extract
 from cache_tools.write.plan import in_table, make_plan
+from cache_tools.write.ray_engine import extract_on_ray
 from cache_tools.write.sequential import extract_sequentially
+from imaging.cluster.options import cluster_options_of
 from imaging.command import DONE, FAILURES_LISTED, print_json, run
 from imaging.paths import require_checkout
+from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Parse, call, report."""
     options = command_line.parse(arguments)
+    if hasattr(options, "local_cache"):
+        set_local_cache(options)
     commands = {
         "plan": _plan,
         "extract": _extract,
@@ -36,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         "verify": _verify,
         "merge": _merge,
         "repack": _repack,
+        "push": _push,
+        "pull": _pull,
         "import-images": _import_images,
         "import-pt": _import_pt,
         "bench": _bench,
@@ -45,15 +56,30 @@ def main(arguments: Sequence[str]) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     settings = command_line.settings_of(options)
-    plan = make_plan(settings, command_line.experts_of(options), timed=not options.no_timing)
-    _print(options, asdict(plan), in_table(plan, settings.profile))
+    experts = command_line.experts_of(options)
+    plan = make_plan(settings, experts, timed=not options.no_timing)
+    document, text = asdict(plan), in_table(plan, settings.profile)
+    if options.workers is not None:
+        on_cluster = plan_cluster(plan, settings, experts, workers=options.workers, gpu=options.gpu, rate=options.rate)
+        document["cluster"] = asdict(on_cluster)
+        text += "\n" + cluster_in_table(on_cluster, settings)
+    elif options.gpu is not None or options.rate is not None:
+        raise Refusal("is a property of workers", where="--gpu, --rate", cure="add --workers N")
+    _print(options, document, text)
     return _listed(options, plan.failures)
 
 
 def _extract(options: argparse.Namespace) -> int:
     settings = command_line.settings_of(options)
     rank, world = command_line.rank_and_world(options.shard)
-    if options.sequential:
+    cluster = cluster_options_of(options)
+    if cluster is not None:
+        if options.sequential:
+            cure = "leave one out; experts that do not fit together can be extracted one by one, then `merge`d"
+            raise Refusal("--sequential and --engine ray exclude each other", where="command line", cure=cure)
+        experts = partial(command_line.experts_of, options)
+        report = extract_on_ray(settings, experts, cluster, rank=rank, world=world)
+    elif options.sequential:
         report = extract_sequentially(settings, command_line.openers_of(options), rank=rank, world=world)
     else:
         report = extract(settings, command_line.experts_of(options), rank=rank, world=world)
@@ -88,6 +114,18 @@ def _repack(options: argparse.Namespace) -> int:
         options.cache, options.out, profile=options.profile, experts=options.experts, compression=options.compress
     )
     _print(options, asdict(done), f"{done.way}: {done.made} items written, {done.kept} existed")
+    return DONE
+
+
+def _push(options: argparse.Namespace) -> int:
+    done = push(options.cache, options.address)
+    _print(options, asdict(done), f"{done.way}: {done.made} items copied, {done.kept} existed")
+    return DONE
+
+
+def _pull(options: argparse.Namespace) -> int:
+    done = pull(options.address, options.cache)
+    _print(options, asdict(done), f"{done.way}: {done.made} items copied, {done.kept} existed")
     return DONE
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from cache_tools.format.schema import HR
 from cache_tools.read.reader import CacheReader
 from cache_tools.write.jobs import too_few_regions
 from cache_tools.write.space import format_bytes
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 _SCORED = 100
 
 
-def describe(root: Path, *, score: int = _SCORED) -> dict[str, Any]:
+def describe(root: Path | str, *, score: int = _SCORED) -> dict[str, Any]:
     """A JSON-ready description; `score` bounds how many items are read for PSNR, spread over the cache."""
     reader = CacheReader(root, features=False)
     manifest = reader.store.manifest
@@ -56,7 +55,7 @@ def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
     # Every n-th item, not the first ones: names often sort by kind of image.
     every = max(1, -(-len(reader.entries) // limit)) if limit else 0
     entries = [entry for entry in reader.entries[:: every or 1] if min(entry.height, entry.width) > 2] if every else []
-    entries = [entry for entry in entries if HR in reader.file(entry.id).layout.datasets]
+    entries = [entry for entry in entries if reader.store.header(entry.id).has_hr]
     if not entries:
         return None
     totals = dict.fromkeys((*reader.experts, "mean of all"), 0.0)

@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache_tools.format.location import parse_location
 from cache_tools.format.schema import PROFILES
+from cache_tools.storage.item_cache import add_local_cache_arguments
 from cache_tools.write.recipe import ExtractSettings, keeps_features
 from experts.words import split_words
+from imaging.cluster.options import add_engine_arguments
 from imaging.command import parse_shard
 from imaging.device import AUTO, choose_device
 
@@ -25,8 +28,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m cache_tools", description="Run the experts once and keep their outputs."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_plan, _add_extract, _add_info, _add_verify, _add_merge, _add_repack, _add_imports, _add_bench):
+    for add in (_add_plan, _add_extract, _add_info, _add_verify, _add_merge, _add_repack, _add_transfers):
         add(commands)
+    _add_imports(commands)
+    _add_bench(commands)
     return parser.parse_args(arguments)
 
 
@@ -45,6 +50,10 @@ def _add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
     _image_options(parser)
     _expert_options(parser)
     parser.add_argument("--no-timing", action="store_true", help="do not run the experts on a sample")
+    add = parser.add_argument_group("on many machines: also DF2K and LSDIR, with what is assumed").add_argument
+    add("--workers", type=int, metavar="N", help="forecast for so many workers")
+    add("--gpu", metavar="NAME", help="of each worker: h100, a100, ...; estimated from counted operations")
+    add("--rate", type=float, metavar="S", help="measured instead: seconds of a worker for a million LR pixels")
 
 
 def _add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -54,33 +63,48 @@ def _add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--batch", type=int, default=1, help="images of equal size to run together")
     parser.add_argument("--sequential", action="store_true", help="hold one expert in memory at a time")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="make the I-th of N parts (0 to N-1)")
+    add_engine_arguments(parser)
 
 
 def _add_info(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "info", "what a cache holds, where it came from, how good each expert is")
-    parser.add_argument("cache", type=Path)
+    _cache_argument(parser)
     parser.add_argument("--score", type=int, default=100, metavar="ITEMS", help="items to measure PSNR on, 0 for none")
 
 
 def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "verify", "find damaged, missing and foreign items")
-    parser.add_argument("cache", type=Path)
+    _cache_argument(parser)
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="headers, chunk tables and sizes (the default)")
     depth.add_argument("--full", action="store_true", help="every chunk's crc32 as well")
     parser.add_argument("--quarantine", action="store_true", help="move damaged items aside, to be made again")
 
 
+def _cache_argument(parser: argparse.ArgumentParser, name: str = "cache", nargs: str | None = None) -> None:
+    parser.add_argument(name, type=parse_location, nargs=nargs, help="a folder, or an address: s3://BUCKET/CACHE")
+    add_local_cache_arguments(parser)
+
+
+def _add_transfers(commands: Commands[argparse.ArgumentParser]) -> None:
+    push = _command(commands, "push", "copy a cache to object storage or hf://datasets/USER/NAME; resumable")
+    push.add_argument("cache", type=Path)
+    push.add_argument("address", type=parse_location)
+    pull = _command(commands, "pull", "copy a cache from object storage into a folder; resumable")
+    pull.add_argument("address", type=parse_location)
+    pull.add_argument("cache", type=Path)
+
+
 def _add_merge(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "merge", "unite shards of one recipe, or join different experts over the same images")
-    parser.add_argument("caches", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True)
+    _cache_argument(parser, "caches", nargs="+")
+    parser.add_argument("--out", type=parse_location, required=True)
 
 
 def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "repack", "rewrite in a smaller profile, with fewer experts or other compression")
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    _cache_argument(parser)
+    parser.add_argument("--out", type=parse_location, required=True)
     parser.add_argument("--profile", choices=list(PROFILES))
     parser.add_argument("--experts", type=_names, help="experts to keep, in order: a,b,c")
     parser.add_argument("--compress", choices=("none", "gzip", "zstd"))
@@ -92,7 +116,7 @@ def _add_imports(commands: Commands[argparse.ArgumentParser]) -> None:
     _image_options(images, profile="images")
     tensors = _command(commands, "import-pt", "per-image .pt files (lr, hr, expert_imgs, expert_feats) -> a cache")
     tensors.add_argument("folder", type=Path)
-    tensors.add_argument("--out", type=Path, required=True)
+    tensors.add_argument("--out", type=parse_location, required=True)
     _format_options(tensors, "compact")
 
 
@@ -116,7 +140,7 @@ def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
 def _image_options(parser: argparse.ArgumentParser, profile: str = "compact") -> None:
     parser.add_argument("--hr", type=Path, help="folder of high-resolution images")
     parser.add_argument("--lr", type=Path, help="folder of low-resolution images; without it they are made from HR")
-    parser.add_argument("--out", type=Path, required=True, help="the cache's folder")
+    parser.add_argument("--out", type=parse_location, required=True, help="the cache's folder, or s3://BUCKET/CACHE")
     _format_options(parser, profile)
     parser.add_argument("--no-features", action="store_true", help="SR images only (the profile `images`)")
     parser.add_argument(

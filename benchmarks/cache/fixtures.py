@@ -88,7 +88,9 @@ def write_item(root: Path, profile: ProfileName, loaded: LoadedJob, outputs: Seq
     recipe, store = make_recipe_for(profile), Store(root)
     if not store.manifest_path.exists():
         open_store(store, make_manifest(recipe, 0, {}))
-    return ItemWriter(store).write(make_header(recipe, loaded), encode_item(recipe, loaded, outputs))
+    header = make_header(recipe, loaded)
+    ItemWriter(store).write(header, encode_item(recipe, loaded, outputs))
+    return store.item_path(header.id)
 
 
 def write_pt(path: Path, loaded: LoadedJob, outputs: Sequence[ExpertOutput]) -> Path:

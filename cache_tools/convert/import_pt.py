@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from cache_tools.format.errors import ForeignCache, StorageFailed
-from cache_tools.format.store import UNKNOWN, ExpertIdentityRecord, Recipe, Store
+from cache_tools.format.store import UNKNOWN, ExpertIdentityRecord, Recipe
+from cache_tools.storage.open import store_at
 from cache_tools.write.encode_item import encode_item
 from cache_tools.write.extract import Report
 from cache_tools.write.jobs import ItemJob, make_jobs
@@ -40,14 +41,14 @@ _HIGHEST = 4.0  # SR images may overshoot [0, 1]; 0..255 stored as floats must b
 
 
 def import_pt(
-    folder: Path, out: Path, *, profile: ProfileName = "compact", compression: Compression = "none"
+    folder: Path, out: Path | str, *, profile: ProfileName = "compact", compression: Compression = "none"
 ) -> Report:
     """Convert every file; those that are not of the layout are listed, the rest goes on."""
     paths = sorted(folder.rglob("*.pt"))
     if not paths:
         raise Refusal("holds no .pt files", where=folder, cure="name the folder of per-image .pt files")
     report = Report()
-    store = Store(out)
+    store = store_at(out)
     recipe: Recipe | None = None
     writer = ItemWriter(store)
     for number, path in enumerate(tqdm(paths, unit="file", desc="import", disable=None)):
@@ -59,10 +60,10 @@ def import_pt(
                 open_store(store, make_manifest(recipe, len(paths), {}))
             name = path.relative_to(folder).with_suffix("").as_posix()
             loaded, outputs = _loaded(path, name, content, recipe)
-            if store.item_path(loaded.job.id).exists():
+            if store.size(loaded.job.id) is not None:
                 report.kept.append(loaded.job.id)
                 continue
-            require_room(out, item_sizes(recipe, [loaded.job]))
+            require_room(store.location, item_sizes(recipe, [loaded.job]))
             writer.write(make_header(recipe, loaded), encode_item(recipe, loaded, outputs), loaded.job.source.stamp)
             report.made.append(loaded.job.id)
         except (StorageFailed, ForeignCache):

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from cache_tools.convert.recode import join, read_arrays
 from cache_tools.format.errors import ForeignCache, storage_failed
+from cache_tools.format.location import resolved
 from cache_tools.format.schema import PROFILES
-from cache_tools.format.store import Store, difference, require_same_recipe
-from cache_tools.read.item_file import TileFile
+from cache_tools.format.store import difference, require_same_recipe
+from cache_tools.storage.open import open_item, store_at
 from cache_tools.write.recipe import make_manifest, require_unmixed
 from cache_tools.write.space import require_room
 from cache_tools.write.writer import ItemWriter, open_store
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from cache_tools.format.store import Entry, Recipe
+    from cache_tools.format.store import Entry, Recipe, Store
     from experts.spec import ExpertSpec
 
 
@@ -34,15 +35,15 @@ class Merged:
     kept: int
 
 
-def merge(roots: Sequence[Path], out: Path) -> Merged:
+def merge(roots: Sequence[Path | str], out: Path | str) -> Merged:
     """Equal recipes: the union of their items. Same images, no expert twice: items with all experts."""
-    stores = [Store(root) for root in roots]
-    if len({root.resolve() for root in (*roots, out)}) != len(roots) + 1:
+    stores = [store_at(root) for root in roots]
+    if len({resolved(root) for root in (*roots, out)}) != len(roots) + 1:
         raise Refusal("is named twice", where=out, cure="name two or more different caches and a new --out")
     recipes = [store.manifest.recipe for store in stores]
     if all(recipe == recipes[0] for recipe in recipes):
-        return _unite(stores, Store(out))
-    return join_caches(stores, Store(out), joint_recipe(stores))
+        return _unite(stores, store_at(out))
+    return join_caches(stores, store_at(out), joint_recipe(stores))
 
 
 def joint_recipe(stores: Sequence[Store]) -> Recipe:
@@ -59,11 +60,11 @@ def joint_recipe(stores: Sequence[Store]) -> Recipe:
         expected = recipes[0].model_copy(update={"profile": profile.name})
         if alike != expected:
             cure = "merge caches of one recipe, or of one kind with different experts; see `repack`"
-            raise ForeignCache(f"does not fit: {difference(expected, alike)}", where=store.root, cure=cure)
+            raise ForeignCache(f"does not fit: {difference(expected, alike)}", where=store.location, cure=cure)
     for name in names:
         if names.count(name) > 1:
             cure = "leave it out of one cache with `repack --experts`"
-            raise ForeignCache(f"expert '{name}' is in two caches that differ", where=stores[-1].root, cure=cure)
+            raise ForeignCache(f"expert '{name}' is in two caches that differ", where=stores[-1].location, cure=cure)
     return recipes[0].model_copy(update={"experts": experts, "profile": profile.name})
 
 
@@ -74,7 +75,7 @@ def join_caches(stores: Sequence[Store], out: Store, recipe: Recipe) -> Merged:
         lacking = sorted({item for other in listings for item in other} - set(listing))
         if lacking:
             what = f"lacks {len(lacking)} item(s) of the other caches, first {lacking[0]}"
-            raise Refusal(what, where=store.root, cure="extract them there, then merge")
+            raise Refusal(what, where=store.location, cure="extract them there, then merge")
     items = sorted(listings[0])
     needed = sum(entry.bytes for listing in listings for entry in listing.values())
     prepare(out, recipe, len(items), needed, known_specs(stores))
@@ -82,12 +83,13 @@ def join_caches(stores: Sequence[Store], out: Store, recipe: Recipe) -> Merged:
     kept = existing(out, items, recipe)
     for item in tqdm([item for item in items if item not in kept], unit="item", desc="merge", disable=None):
         join_item(stores, item, writer, recipe, listings[0][item])
+    writer.finish()
     return Merged("experts joined", len(items) - len(kept), len(kept))
 
 
 def join_item(stores: Sequence[Store], item: str, writer: ItemWriter, recipe: Recipe, entry: Entry) -> None:
     """One item with the experts of all stores, written under the joint recipe."""
-    files = [TileFile(store.item_path(item), "always") for store in stores]
+    files = [open_item(store, item, "always") for store in stores]
     try:
         header, arrays = join(files, recipe)
     finally:
@@ -104,7 +106,7 @@ def known_specs(stores: Sequence[Store]) -> dict[str, ExpertSpec]:
 def prepare(out: Store, recipe: Recipe, planned: int, needed: int, specs: Mapping[str, ExpertSpec]) -> None:
     """Open the target, unless it holds something else or the disk has no room."""
     require_unmixed(out, recipe)
-    require_room(out.root, needed)
+    require_room(out.location, needed)
     open_store(out, make_manifest(recipe, planned, specs))
 
 
@@ -112,7 +114,7 @@ def existing(out: Store, items: Sequence[str], recipe: Recipe) -> set[str]:
     """Items that an earlier, interrupted run finished."""
     entries = {entry.id: entry for entry in out.entries()}
     for entry in entries.values():
-        require_same_recipe(out.item_path(entry.id), entry.fingerprint, recipe.fingerprint)
+        require_same_recipe(out.place(entry.id), entry.fingerprint, recipe.fingerprint)
     return set(items) & set(entries)
 
 
@@ -125,12 +127,13 @@ def _unite(stores: Sequence[Store], out: Store) -> Merged:
     kept = existing(out, list(owners), recipe)
     for item in tqdm(sorted(set(owners) - kept), unit="item", desc="merge", disable=None):
         store, entry = owners[item]
-        file = TileFile(store.item_path(item), "always")
+        file = open_item(store, item, "always")
         try:
             arrays = read_arrays(file)
         finally:
             file.close()
         writer.write(file.header, arrays, entry.stamp)
+    writer.finish()
     return Merged("shards united", len(owners) - len(kept), len(kept))
 
 
@@ -142,12 +145,15 @@ def _owners(stores: Sequence[Store]) -> Mapping[str, tuple[Store, Entry]]:
             if entry.id not in owners:
                 owners[entry.id] = (store, entry)
                 continue
-            first = owners[entry.id][0].item_path(entry.id)
-            again = store.item_path(entry.id)
+            first, again = owners[entry.id][0], store
             try:
-                same = first.read_bytes() == again.read_bytes()
+                same = first.fetch(entry.id).read_bytes() == again.fetch(entry.id).read_bytes()
             except OSError as error:
-                raise storage_failed(again, error) from error
+                raise storage_failed(again.item_path(entry.id), error) from error
             if not same:
-                raise Refusal(f"differs from {first}", where=again, cure="remove the wrong one, then merge")
+                raise Refusal(
+                    f"differs from {first.place(entry.id)}",
+                    where=again.place(entry.id),
+                    cure="remove the wrong one, then merge",
+                )
     return owners

@@ -25,7 +25,7 @@ class ForeignCache(Refusal):
     """A cache was made with other experts, settings or sources than the requested ones."""
 
 
-def corrupt(path: Path, what: str) -> CorruptItem:
+def corrupt(path: Path | str, what: str) -> CorruptItem:
     """The refusal for a damaged item, with the command that repairs the cache."""
     cure = "run `python -m cache_tools verify CACHE --full --quarantine`, then extract again"
     return CorruptItem(what, where=path, cure=cure)

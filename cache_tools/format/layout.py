@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import h5py
 import numpy as np
@@ -63,16 +63,16 @@ def open_layout(path: Path) -> ItemLayout:
         raise corrupt(path, f"HDF5 cannot read it ({error})") from error
 
 
-def read_header(path: Path) -> Header:
-    """Only the header of an item."""
+def read_header(path: Path | str, stream: BinaryIO | None = None) -> Header:
+    """Only the header of an item; from `stream` where the item is no file of this machine."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(stream or path, "r", **({} if stream else {"locking": False})) as file:
             return _header(path, file)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise corrupt(path, f"HDF5 cannot read it ({error})") from error
 
 
-def _header(path: Path, file: h5py.File) -> Header:
+def _header(path: Path | str, file: h5py.File) -> Header:
     text = file.attrs[HEADER]
     if not isinstance(text, bytes):
         raise corrupt(path, "has no header")

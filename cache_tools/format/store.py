@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from cache_tools.format.cache_folder import CacheFolder
 from cache_tools.format.checksum import crc32, short_hash
-from cache_tools.format.layout import read_header
-from cache_tools.format.schema import SCHEMA_VERSION, SUFFIX, Compression, Header, ProfileName, Region, WithCode
+from cache_tools.format.schema import SCHEMA_VERSION, Compression, Header, ProfileName, Region, WithCode
 from experts.spec import FOLDER, ExpertSpec
 from imaging.refusal import Refusal
 from imaging.settings import Settings, parse_settings
@@ -117,87 +117,54 @@ class Entry(Settings):
 
 
 @dataclass(frozen=True)
-class Store:
-    """The places inside one cache folder."""
-
-    root: Path
-
-    @property
-    def manifest_path(self) -> Path:
-        """What the cache is."""
-        return self.root / "manifest.json"
-
-    @property
-    def items(self) -> Path:
-        """The items, in 256 folders."""
-        return self.root / "items"
-
-    @property
-    def index(self) -> Path:
-        """One file of lines per writing rank."""
-        return self.root / "index"
-
-    @property
-    def quarantine(self) -> Path:
-        """Where `verify --quarantine` puts what is damaged."""
-        return self.root / "quarantine"
-
-    def item_path(self, item: str) -> Path:
-        """Where an item lies, or will."""
-        # 256 folders by hash: one folder of many thousand files is slow to list on many file systems.
-        return self.items / short_hash(item, 2) / f"{item}{SUFFIX}"
-
-    def item_paths(self) -> list[Path]:
-        """Every item file, in the order of their ids; temporaries are hidden files and do not count."""
-        found = (path for path in self.items.glob(f"*/*{SUFFIX}") if not path.name.startswith("."))
-        return sorted(found, key=lambda path: path.name)
+class Store(CacheFolder):
+    """The manifest and the entries of one cache."""
 
     @cached_property
     def manifest(self) -> Manifest:
         """The manifest; a folder without one is no cache."""
         try:
-            text = self.manifest_path.read_text(encoding="utf-8", errors="replace")
+            text = self.read_manifest()
         except (FileNotFoundError, NotADirectoryError):
             cure = "make one with `python -m cache_tools extract`, or check the path"
-            raise Refusal("is not a cache (it has no manifest.json)", where=self.root, cure=cure) from None
+            raise Refusal("is not a cache (it has no manifest.json)", where=self.location, cure=cure) from None
         except OSError as error:
             what = f"cannot be read ({error.strerror})"
-            raise Refusal(what, where=self.manifest_path, cure="check its permissions") from None
+            raise Refusal(what, where=self.manifest_place, cure="check its permissions") from None
         cure = "restore it, or extract into a new folder"
         try:
             document = json.loads(text)
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            raise Refusal("is damaged", where=self.manifest_path, cure=cure)
-        document = unsealed(document, self.manifest_path, cure=cure)
-        return parse_settings(Manifest, document, where=str(self.manifest_path))
+            raise Refusal("is damaged", where=self.manifest_place, cure=cure)
+        document = unsealed(document, self.manifest_place, cure=cure)
+        return parse_settings(Manifest, document, where=str(self.manifest_place))
 
     def entries(self) -> list[Entry]:
         """One entry per item file, from the index where it agrees with the file, else from the item itself."""
         indexed = {entry.id: entry for entry in self.index_lines()}
         fingerprint = self.manifest.fingerprint
-        entries: list[Entry] = []
-        for path in self.item_paths():
-            size = path.stat().st_size
-            entry = indexed.get(path.name.removesuffix(SUFFIX))
-            if entry is None or entry.bytes != size:
-                entry = Entry.of(read_header(path), size)
-            require_same_recipe(path, entry.fingerprint, fingerprint)
-            entries.append(entry)
-        return entries
+        sizes = self.sizes()
+        unknown = [item for item, size in sizes.items() if item not in indexed or indexed[item].bytes != size]
+        for header in self.headers(unknown):
+            indexed[header.id] = Entry.of(header, sizes[header.id])
+        for item in sizes:
+            require_same_recipe(self.place(item), indexed[item].fingerprint, fingerprint)
+        return [indexed[item] for item in sizes]
 
     def index_lines(self, file: str = "*") -> Iterator[Entry]:
         """The index as it stands, all of it or one file; an unfinished line of a killed writer is skipped."""
         for path in sorted(self.index.glob(f"{file}.jsonl")):
             # A torn line may end inside a UTF-8 character; replaced, it fails to parse and is skipped.
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                entry = _parse_line(line)
+                entry = parse_entry(line)
                 if entry is not None:
                     yield entry
 
 
-def _parse_line(line: str) -> Entry | None:
+def parse_entry(line: str) -> Entry | None:
+    """A line of the index; None for one that a killed writer left unfinished."""
     try:
         document = json.loads(line)
         checksum = document.pop(_CRC, None) if isinstance(document, dict) else None
@@ -208,7 +175,7 @@ def _parse_line(line: str) -> Entry | None:
     return entry if checksum in (None, entry.checksum) else None
 
 
-def require_same_recipe(path: Path, found: str, wanted: str) -> None:
+def require_same_recipe(path: Path | str, found: str, wanted: str) -> None:
     """An item from another recipe in this folder would be mixed in unnoticed."""
     if found != wanted:
         what = f"was made by another recipe ({found[:8]}) than its cache ({wanted[:8]})"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from cache_tools.format.location import is_address
 from cache_tools.format.schema import FEAT, FEAT_SCALE
 from cache_tools.read.batch import PatchBatch
 from cache_tools.read.gather import gather
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from cache_tools.format.store import Entry
     from cache_tools.read.sampler import Crop
+
+_BATCHES_FETCHED = 4  # ahead of the one being made: a download takes longer than a batch lasts
 
 
 class CacheDataset(IterableDataset[PatchBatch]):
@@ -104,14 +107,27 @@ class CacheDataset(IterableDataset[PatchBatch]):
         Of n loader workers each makes every n-th batch, and the loader puts them back in order.
         """
         worker = get_worker_info()
-        numbers = count(self._begin + worker.id, worker.num_workers) if worker else count(self._begin)
-        places = (divmod(number, self.steps_per_epoch) for number in numbers)
+        stride = worker.num_workers if worker else 1
+        numbers = count(self._begin + (worker.id if worker else 0), stride)
+        places = (divmod(number, self.steps_per_epoch) for number in self._fetching_ahead(numbers))
         # One thread: reading waits for the disk and crc32 releases the GIL, and the order of batches stays fixed.
         with ThreadPoolExecutor(1, "look-ahead") as thread:
             waiting = deque(thread.submit(self.make, *place) for place in islice(places, self._look_ahead))
             while True:
                 waiting.append(thread.submit(self.make, *next(places)))
                 yield waiting.popleft().result()
+
+    def _fetching_ahead(self, numbers: Iterator[int]) -> Iterator[int]:
+        """The batches' numbers; the items of those that follow are on their way from object storage meanwhile."""
+        if not is_address(self.reader.store.location):
+            yield from numbers
+        coming = deque(islice(numbers, _BATCHES_FETCHED))
+        while True:
+            coming.append(next(numbers))
+            places = (divmod(number, self.steps_per_epoch) for number in coming)
+            wanted = (crop.item for place in places for crop in self._sampler.batch(*place))
+            self.reader.store.prefetch(list(dict.fromkeys(wanted)))
+            yield coming.popleft()
 
     def make(self, epoch: int, step: int) -> PatchBatch:
         """One batch of this rank."""
@@ -150,8 +166,10 @@ def _large_enough(reader: CacheReader, patch: int, leave_out: bool) -> list[Entr
     if small and not leave_out:
         first = f"{small[0].id} is {small[0].width}x{small[0].height}"
         what = f"{len(small)} item(s) are smaller than a patch of {patch} ({first})"
-        raise Refusal(what, where=reader.store.root, cure="choose a smaller patch, or leave them out (leave_out_small)")
+        raise Refusal(
+            what, where=reader.store.location, cure="choose a smaller patch, or leave them out (leave_out_small)"
+        )
     entries = [entry for entry in reader.entries if min(entry.height, entry.width) >= patch]
     if not entries:
-        raise Refusal(f"no item holds a patch of {patch}", where=reader.store.root, cure="choose a smaller patch")
+        raise Refusal(f"no item holds a patch of {patch}", where=reader.store.location, cure="choose a smaller patch")
     return entries

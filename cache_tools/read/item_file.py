@@ -134,6 +134,16 @@ class TileFile:
             raise corrupt(self.layout.path, f"HDF5 cannot decompress {name} ({error})") from error
 
 
+def require_intact(path: Path) -> None:
+    """Open a file as a reader would and check every chunk's crc32."""
+    file = TileFile(path, check="always")
+    try:
+        for tile in np.ndindex(*file.header.tiles):
+            file.tile((tile[0], tile[1]), list(file.layout.datasets))
+    finally:
+        file.close()
+
+
 def tiles_of(top: int, left: int, height: int, width: int) -> list[tuple[int, int]]:
     """The tiles that a rectangle of LR pixels touches, row by row."""
     return [(y, x) for y in touched_tiles(top, height, TILE) for x in touched_tiles(left, width, TILE)]

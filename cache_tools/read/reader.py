@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from cache_tools.format.checksum import short_hash
 from cache_tools.format.codec import decode_image, dequantize_whole
+from cache_tools.format.location import is_address
 from cache_tools.format.schema import FEAT, FEAT_SCALE, HR, LR, SR
-from cache_tools.format.store import Entry, Recipe, Store
 from cache_tools.read.batch import FusionBatch, PatchBatch, Slice, dequantize
-from cache_tools.read.item_file import Check, TileFile
+from cache_tools.storage.open import open_item, store_at
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import numpy as np
 
+    from cache_tools.format.store import Entry, Recipe, Store
+    from cache_tools.read.item_file import Check, TileFile
+
 __all__ = ["CacheReader", "FusionBatch", "PatchBatch", "dequantize", "iterate_items", "split_items"]
 
+_ITEMS_AHEAD = 4
+_OPEN_COPIES = 16  # an evicted local copy keeps its bytes as long as it is open
 _OPEN_FILES = 256  # well below the usual 1024 descriptors of a process, of which loaders need some
 
 
@@ -45,7 +50,7 @@ class CacheReader:
         features: bool = True,
         check: Check = "first",
     ) -> None:
-        self.store = Store(Path(root))
+        self.store = store_at(root)
         self.recipe: Recipe = self.store.manifest.recipe
         self.check: Check = check
         self.entries = _select(self.store, self.store.entries(), items)
@@ -58,9 +63,15 @@ class CacheReader:
         return len(self.entries)
 
     def __iter__(self) -> Iterator[FusionBatch]:
-        for entry in self.entries:
-            yield self.read(entry.id)
-            self._files.drop(entry.id)
+        for batch in self.read_each([entry.id for entry in self.entries]):
+            yield batch
+            self._files.drop(batch.items[0])
+
+    def read_each(self, items: Sequence[str]) -> Iterator[FusionBatch]:
+        """These items, whole, one after another; from object storage the next ones come while one is used."""
+        for number, item in enumerate(items):
+            self.store.prefetch(items[number : number + _ITEMS_AHEAD])
+            yield self.read(item)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
@@ -76,7 +87,7 @@ class CacheReader:
     def has_hr(self) -> bool:
         """Whether there are HR images to train and measure against."""
         # The first item is enough: one extraction gives HR to all items or to none.
-        return all(HR in self.file(entry.id).layout.datasets for entry in self.entries[:1])
+        return all(self.store.header(entry.id).has_hr for entry in self.entries[:1])
 
     def file(self, item: str) -> TileFile:
         """The open file of an item, of this process."""
@@ -140,10 +151,10 @@ class OpenFiles:
             self.__init__(self._store, self._check)
         file = self._known.get(item)
         if file is None:
-            file = self._known[item] = TileFile(self._store.item_path(item), self._check)
+            file = self._known[item] = open_item(self._store, item, self._check)
         self._open[item] = file
         self._open.move_to_end(item)
-        if len(self._open) > _OPEN_FILES:
+        if len(self._open) > (_OPEN_COPIES if is_address(self._store.location) else _OPEN_FILES):
             self._open.popitem(last=False)[1].close()
         return file
 
@@ -188,10 +199,10 @@ def _select(store: Store, entries: list[Entry], items: Sequence[str] | None) -> 
         by_id = {entry.id: entry for entry in entries}
         for item in items:
             if item not in by_id:
-                raise Refusal(f"has no item '{item}'", where=store.root, cure=nearest(item, by_id))
+                raise Refusal(f"has no item '{item}'", where=store.location, cure=nearest(item, by_id))
         entries = [by_id[item] for item in items]
     if not entries:
-        raise Refusal("holds no items", where=store.root, cure="run `python -m cache_tools extract` first")
+        raise Refusal("holds no items", where=store.location, cure="run `python -m cache_tools extract` first")
     return entries
 
 
@@ -200,7 +211,7 @@ def _choose_experts(store: Store, known: list[str], wanted: Sequence[str] | None
         return tuple(known)
     for name in wanted:
         if name not in known:
-            raise Refusal(f"has no expert '{name}'", where=store.root, cure=nearest(name, known))
+            raise Refusal(f"has no expert '{name}'", where=store.location, cure=nearest(name, known))
     if not wanted or len(set(wanted)) != len(wanted):
-        raise Refusal("experts must be named once each", where=store.root, cure=f"choose among {', '.join(known)}")
+        raise Refusal("experts must be named once each", where=store.location, cure=f"choose among {', '.join(known)}")
     return tuple(wanted)

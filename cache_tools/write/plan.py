@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cache_tools.format.location import is_address
 from cache_tools.format.schema import PROFILES, ProfileName
 from cache_tools.write.jobs import ItemJob, too_few_regions, upright
 from cache_tools.write.load import load_job
@@ -31,7 +32,7 @@ class ExtractionPlan:
     files: int
     lr_pixels: int
     bytes: dict[ProfileName, int]
-    free: int
+    free: int | None  # None: object storage
     seconds: float | None
     failures: list[Failure]
     too_few_regions: str | None = None
@@ -50,7 +51,7 @@ def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bo
         files=len(jobs),
         lr_pixels=pixels,
         bytes=sizes,
-        free=free_bytes(settings.out),
+        free=None if is_address(settings.out) else free_bytes(settings.out),
         seconds=seconds_per_pixel(experts, jobs[0]) * pixels if timed else None,
         failures=failures,
         too_few_regions=too_few_regions(upright(jobs), settings.regions, settings.region_size),
@@ -78,12 +79,13 @@ def in_table(plan: ExtractionPlan, chosen: ProfileName) -> str:
     lines = [f"{plan.images} images -> {plan.files} items, {plan.lr_pixels / 1e6:.2f} million LR pixels"]
     lines += [f"  {plan.too_few_regions}"] if plan.too_few_regions else []
     for name, size in plan.bytes.items():
-        fits = "fits" if size <= plan.free else "does NOT fit"
+        fits = "" if plan.free is None else "fits" if size <= plan.free else "does NOT fit"
         mark = "*" if name == chosen else " "
         lines.append(
             f"{mark} {name:9} {format_bytes(size):>10}  {size / plan.lr_pixels:8.0f} bytes per LR pixel  {fits}"
         )
-    lines.append(f"  free      {format_bytes(plan.free):>10}")
+    if plan.free is not None:
+        lines.append(f"  free      {format_bytes(plan.free):>10}")
     if plan.seconds is not None:
         lines.append(f"  about {plan.seconds / 3600:.2f} hours by one timed sample, on one device")
     return "\n".join(lines)

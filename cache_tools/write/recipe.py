@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from cache_tools.format.errors import ForeignCache
+from cache_tools.format.location import Location
 from cache_tools.format.schema import PROFILES, Compression, ExpertEntry, Header, ProfileName
 from cache_tools.format.store import ExpertIdentityRecord, Manifest, Recipe, difference
 from cache_tools.write.jobs import make_jobs
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class ExtractSettings(Settings):
     """What to cache, from where, in which form."""
 
-    out: Path
+    out: Location
     hr: Path | None = None
     lr: Path | None = None
     profile: ProfileName = "compact"
@@ -130,9 +131,9 @@ def make_manifest(recipe: Recipe, planned: int, specs: Mapping[str, ExpertSpec])
 
 def require_unmixed(store: Store, recipe: Recipe) -> None:
     """An existing cache must have the same recipe; one without items may be replaced."""
-    if not store.manifest_path.exists() or not store.item_paths():
+    if not store.has_manifest() or not store.sizes():
         return
     found = store.manifest.recipe
     if found != recipe:
         cure = "use the same experts and settings, or another --out"
-        raise ForeignCache(f"holds another cache: {difference(found, recipe)}", where=store.root, cure=cure)
+        raise ForeignCache(f"holds another cache: {difference(found, recipe)}", where=store.location, cure=cure)

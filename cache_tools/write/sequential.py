@@ -6,14 +6,17 @@ Each expert makes a cache of its own under `.parts`; then item by item all parts
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_tools.convert.merge import join_item, known_specs
+from cache_tools.format.location import is_address
 from cache_tools.format.store import Store
 from cache_tools.write.extract import Report, extract
 from cache_tools.write.recipe import jobs_for, make_manifest, make_recipe, require_unmixed
 from cache_tools.write.space import item_sizes, require_room
-from cache_tools.write.writer import ItemWriter, open_store
+from cache_tools.write.writer import ItemWriter, name_of_rank, open_store
+from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,22 +34,25 @@ def extract_sequentially(
     world: int = 1,
 ) -> Report:
     """As `extract`, with one expert in memory at a time; resumable in either stage."""
+    if is_address(settings.out):
+        cure = "extract into a folder, then `python -m cache_tools push` it"
+        raise Refusal("--sequential keeps parts beside the cache", where=settings.out, cure=cure)
     final = Store(settings.out)
     recipe = _joint_recipe(settings, openers)
     require_unmixed(final, recipe)
     # Items of the final cache are skipped by every part, whose own copies are deleted once they are joined.
     finished = frozenset(path.stem for path in final.item_paths())
     missing = [job for job in jobs_for(settings)[0] if job.id not in finished]
-    require_room(final.root, item_sizes(recipe, missing))
+    require_room(final.location, item_sizes(recipe, missing))
     parts: list[Store] = []
     report, stage = Report(), Report()
     for number, open_one in enumerate(openers):
-        part = settings.model_copy(update={"out": settings.out / ".parts" / f"{number:02d}"})
+        part = settings.model_copy(update={"out": final.root / ".parts" / f"{number:02d}"})
         stage = extract(part, [open_one()], rank=rank, world=world, skip=finished)
         report.failures += [failure for failure in stage.failures if failure not in report.failures]
-        parts.append(Store(part.out))
+        parts.append(Store(Path(part.out)))
     open_store(final, make_manifest(recipe, parts[0].manifest.planned, known_specs(parts)))
-    writer = ItemWriter(final, rank)
+    writer = ItemWriter(final, name_of_rank(rank))
     entries = {entry.id: entry for entry in parts[0].index_lines()}
     for item in sorted({*stage.made, *stage.kept}):
         if all(part.item_path(item).exists() for part in parts):

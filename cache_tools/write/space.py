@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache_tools.format.location import is_address
 from cache_tools.format.schema import Header, item_bytes
 from cache_tools.write.recipe import expert_entries
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from cache_tools.format.store import Recipe
     from cache_tools.write.jobs import ItemJob
@@ -56,13 +57,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def require_room(folder: Path, needed: int) -> None:
-    """A run that cannot fit is refused before it starts."""
-    free = free_bytes(folder)
+def require_room(location: Path | str, needed: int) -> None:
+    """A run that cannot fit is refused before it starts; object storage has no end that could be asked for."""
+    if is_address(location):
+        return
+    free = free_bytes(Path(location))
     if needed > free:
         what = f"{format_bytes(needed)} are needed, {format_bytes(free)} are free"
         cure = "free some space, or choose --profile, --regions or --no-features (see `python -m cache_tools plan`)"
-        raise Refusal(what, where=folder, cure=cure)
+        raise Refusal(what, where=location, cure=cure)
 
 
 def format_bytes(size: float) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from cache_tools.format.location import name_of, parse_location
 from cache_tools.read.reader import CacheReader
 from fusion.budget.cells import (
     blends,
@@ -55,11 +56,13 @@ def main(arguments: Sequence[str]) -> int:
     """Fit, write; with --check also the curve on other images."""
     parser = argparse.ArgumentParser(prog="python -m fusion fit-budget", description=__doc__)
     add = parser.add_argument
-    add("cache", type=Path, help="a cache with HR images, see `python -m cache_tools extract`")
+    add("cache", type=parse_location, help="a cache with HR images, see `python -m cache_tools extract`")
     add("--seconds", required=True, metavar="a=1,b=4", help="each expert's cost per LR pixel, in any unit")
     add("--model", type=Path, metavar="FILE", help="the fusion they serve; CACHE of images it did not learn")
     add("--out", type=Path, required=True, metavar="FILE", help="the budget model, as JSON")
-    add("--check", type=Path, nargs="*", default=[], metavar="CACHE", help="other caches to draw the curve on")
+    add(
+        "--check", type=parse_location, nargs="*", default=[], metavar="CACHE", help="other caches to draw the curve on"
+    )
     add("--tile", type=int, nargs="*", default=[0, 16], help="tiles of that curve, in LR pixels; 0: whole images")
     add("--record", type=Path, metavar="FILE", help="write the curve as Markdown")
     add("--json", action="store_true", help="print one JSON document")
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     budget_model.write(words.out)
     images_of = _images_of(budget_model, base, model)
     curves = {
-        f"{folder.name}, {tile_text(tile)}": points
+        f"{name_of(folder)}, {tile_text(tile)}": points
         for folder in words.check
         for tile, points in curve(
             budget_model, images_of, _open(folder, budget_model.experts, None, model), words.tile
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def fit(
-    cache: Path,
+    cache: Path | str,
     seconds: Mapping[str, float],
     *,
     items: Sequence[str] | None = None,
@@ -121,7 +124,7 @@ def fit(
         error=_ridge(cells, cells.errors_XM[:, -1]),
         gains_of="blend" if fused is None else "fusion",
         cells=len(cells.energy_X),
-        source=cache.name,
+        source=name_of(cache),
         measured_on=measured_on,
     )
     return budget_model, base
@@ -129,7 +132,7 @@ def fit(
 
 def fit_after_training(
     model_file: Path,
-    cache: Path,
+    cache: Path | str,
     experts: Sequence[str],
     time_experts: Callable[[], Mapping[str, float | None]],
     *,
@@ -168,7 +171,9 @@ def learned(model: FusionSR | None) -> FusionSR | None:
     return None if model is None or model.record.verdict == "base" else model
 
 
-def _open(cache: Path, experts: Sequence[str], items: Sequence[str] | None, model: FusionSR | None) -> CacheReader:
+def _open(
+    cache: Path | str, experts: Sequence[str], items: Sequence[str] | None, model: FusionSR | None
+) -> CacheReader:
     """With features only where a fusion reads them."""
     features = learned(model) is not None and model is not None and model.settings.features == "taps"
     reader = CacheReader(cache, experts=experts, items=items, features=features)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from cache_tools.format.location import name_of
 from cache_tools.read.reader import CacheReader
 from fusion.evaluation.oracle import best_mix_per_window, best_per_pixel, best_per_window
 from fusion.network.base.blend import BAND_NAMES, WHOLE, BaseBlend, BaseRecord
@@ -48,7 +49,7 @@ class Headroom:
     sentence: str
 
 
-def analyze(cache: Path, fit_on: Path | None = None, experts: Sequence[str] | None = None) -> Headroom:
+def analyze(cache: Path | str, fit_on: Path | str | None = None, experts: Sequence[str] | None = None) -> Headroom:
     """Fit the blends on `fit_on` (the cache itself by default) and measure everything on the cache."""
     reader = CacheReader(cache, experts=experts, features=False)
     fitting = reader if fit_on is None else CacheReader(fit_on, experts=reader.experts, features=False)
@@ -69,7 +70,7 @@ def analyze(cache: Path, fit_on: Path | None = None, experts: Sequence[str] | No
         own.add(batch.sr_BECHW[0], _truth(batch)[0])
         _measure(table, batch, blends)
     without = without_each(record)
-    fitted_on = "itself" if fit_on is None else fit_on.name
+    fitted_on = "itself" if fit_on is None else name_of(fit_on)
     return Headroom(
         experts=names,
         table=table,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from cache_tools.format.location import name_of, parse_location
 from cache_tools.read.reader import CacheReader
 from fusion.network.network import load_model
 from fusion.training.judge.gate import GateDecision, paired_bootstrap
@@ -34,13 +35,13 @@ def main(arguments: Sequence[str]) -> int:
     """Score every cache and print one table for each."""
     parser = argparse.ArgumentParser(prog="python -m fusion judge", description="a fusion model against its experts")
     parser.add_argument("model", type=Path, help="a fusion model file or folder")
-    parser.add_argument("cache", type=Path, nargs="+", help="caches of benchmark images with HR")
+    parser.add_argument("cache", type=parse_location, nargs="+", help="caches of benchmark images with HR")
     parser.add_argument("--experts", help="only these of the model's experts, separated by commas")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     words = parser.parse_args(arguments)
     model = load_model(words.model).eval()
     experts = words.experts.split(",") if words.experts else list(model.settings.names)
-    tables = {cache.name: measure(model, cache, experts) for cache in words.cache}
+    tables = {name_of(cache): measure(model, cache, experts) for cache in words.cache}
     if words.json:
         print_json({name: as_document(table, experts) for name, table in tables.items()})
     else:
@@ -48,14 +49,14 @@ def main(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def measure(model: FusionSR, cache: Path, experts: Sequence[str]) -> ScoreTable:
+def measure(model: FusionSR, cache: Path | str, experts: Sequence[str]) -> ScoreTable:
     """Every item of a cache: each expert, their mean, least squares, the base, the fused image."""
     reader = CacheReader(cache, experts=experts, features=model.settings.features == "taps")
     model.settings.check_weights(reader.recipe.weights(experts))
     if not reader.has_hr:
         raise Refusal("has no HR images to measure against", where=cache, cure="extract it with HR images")
     table = ScoreTable()
-    for entry in tqdm(reader.entries, desc=cache.name, unit="item", disable=None):
+    for entry in tqdm(reader.entries, desc=name_of(cache), unit="item", disable=None):
         batch = reader.read(entry.id)
         assert batch.hr_BCHW is not None
         with torch.no_grad():

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion.budget.run import BudgetRunner
 from fusion.inference import forecast
 from fusion.inference.ensemble import EIGHTFOLD, Ensemble
 from fusion.inference.input_check import warn_about
-from fusion.inference.jobs import ImageJob, RunResult, Sized, check_target, find_unread, make_jobs, measure_jobs
+from fusion.inference.jobs import (
+    ImageJob,
+    RunResult,
+    Sized,
+    check_target,
+    find_unread,
+    make_jobs,
+    measure_jobs,
+    part_of,
+)
 from fusion.inference.memory import effective_tile, settle_tile
 from fusion.inference.options import Options
-from fusion.inference.pipeline import Pipeline, part_of
+from fusion.inference.pipeline import Pipeline
 from fusion.inference.refining import forecast_refinement, with_refiner
-from fusion.inference.report.gallery import Gallery
+from fusion.inference.report.gallery import Gallery, write_report
 from fusion.inference.report.provenance import make_manifest, read_manifest, verify
 from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_set, pack, recorded_runtime, zip_names
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES, in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from fusion.inference.memory import TileCost
+    from fusion.inference.report.page import ReportImage
     from fusion.refinement.open import Refiner
     from imaging.refusal import Refusal
 
@@ -51,11 +61,66 @@ class Request:
     shard: tuple[int, int] = (0, 1)
 
 
+@dataclass(frozen=True)
+class EnsembleFacts:
+    """Of an ensemble, what a run tells of it; the tile is not compared, since it depends on a machine's free memory."""
+
+    identity: Mapping[str, Any]
+    names: tuple[str, ...]
+    margin: int
+    multiple: int
+    device_type: str
+    device: str = field(compare=False)
+    tile: int = field(compare=False)
+
+    @classmethod
+    def of(cls, ensemble: Ensemble, tile: int) -> EnsembleFacts:
+        """As it was opened here."""
+        device = ensemble.device
+        sizes = ensemble.margin, ensemble.multiple
+        return cls(dict(ensemble.identity), ensemble.names, *sizes, device.type, str(device), tile)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a request comes to: images with their sizes, those that cannot be opened, the folder of all outputs."""
+
+    sized: list[Sized]
+    refused: list[tuple[ImageJob, Refusal]]
+    folder: Path
+    unread: list[Path]
+
+    def check(self, request: Request) -> None:
+        """All that may refuse or warn comes before the first tile: a run may take hours."""
+        check_target(self.folder)
+        if request.submission:
+            assert request.input is not None
+            zip_names([*(one.job.input for one in self.sized), *(job.input for job, _ in self.refused)], request.input)
+        forecast.check_disk(part_of(self.sized, request.shard), self.folder, request.options.size)
+        warn_about([one.job.input for one in self.sized])
+
+
 def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = None) -> int:
     """The exit code: 0 done, 1 failures listed; what cannot be done at all is a Refusal."""
     ensemble = with_refiner(ensemble, refiner)
     if request.verify is not None:
         return _verify(request, request.verify, ensemble)
+    collected = collect(request)
+    sized, refused = collected.sized, collected.refused
+    tile, cost = settle_tile(request.options, ensemble, sized)
+    if request.dry_run:
+        return _forecast(request, ensemble, part_of(sized, request.shard), refused, tile, cost, refiner)
+    collected.check(request)
+    runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
+    gallery = Gallery(ensemble, request.hr, runner) if request.report else None
+    result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused, request.shard)
+    if gallery is not None:
+        gallery.add_skipped([one.job for one in sized], result)
+    return finish(request, collected, result, EnsembleFacts.of(ensemble, tile), gallery.images if gallery else [])
+
+
+def collect(request: Request) -> Collected:
+    """The jobs of a request; one without any image that can be opened is refused."""
     assert request.input is not None
     assert request.output is not None
     jobs = make_jobs(request.input, request.output, request.options.ext, request.options.suffix)
@@ -65,35 +130,31 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = No
     unread = find_unread(request.input, request.output)
     if unread:
         log.warning("%s", in_words(unread, request.input))
-    folder = _folder(request.input, request.output)
-    tile, cost = settle_tile(request.options, ensemble, sized)
-    if request.dry_run:
-        return _forecast(request, ensemble, part_of(sized, request.shard), refused, tile, cost, refiner)
-    # All that may refuse or warn comes before the first tile: a run may take hours.
-    check_target(folder)
-    if request.submission:
-        zip_names([job.input for job in jobs], request.input)
-    forecast.check_disk(part_of(sized, request.shard), folder, request.options.size)
-    warn_about([one.job.input for one in sized])
-    runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
-    gallery = Gallery(ensemble, request.hr, runner) if request.report else None
-    result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused, request.shard)
-    result.unread = unread
+    return Collected(sized, refused, _folder(request.input, request.output), unread)
+
+
+def finish(
+    request: Request, collected: Collected, result: RunResult, facts: EnsembleFacts, pages: Sequence[ReportImage]
+) -> int:
+    """The images are made: report, submission, what is printed, the exit code."""
+    assert request.input is not None
+    folder = collected.folder
+    result.unread = collected.unread
     if result.failed and not request.input.is_dir():
         raise next(iter(result.failed.values()))
-    extra: dict[str, Any] = {"tile": tile, "margin": ensemble.margin, "multiple": ensemble.multiple}
-    extra |= {"device": str(ensemble.device), **ensemble.identity}
-    if gallery is not None:
-        gallery.add_skipped([one.job for one in sized], result)
-        extra["report"] = str(gallery.write(folder / REPORT, result, tile))
+    extra: dict[str, Any] = {"tile": facts.tile, "margin": facts.margin, "multiple": facts.multiple}
+    extra |= {"device": facts.device, **facts.identity}
+    if request.report:
+        path = write_report(folder / REPORT, pages, result, facts.tile, facts.device, facts.identity)
+        extra["report"] = str(path)
     if request.submission:
         chosen = check_set(folder, request.input)
         # The clock of this run saw only what it made itself: with images of an earlier one, the records tell.
         seconds = result.seconds / max(1, len(result.written))
         seconds = recorded_runtime(list(chosen.values())) if result.skipped else seconds
-        facts = Facts.of_run(seconds, ensemble.device.type, ensemble.names)
-        log.info("submission: readme.txt says extra data: %d (%s)", facts.extra_data, EXTRA_DATA_ADVICE)
-        extra["submission"] = str(pack(chosen, folder / SUBMISSION, facts))
+        form = Facts.of_run(seconds, facts.device_type, facts.names)
+        log.info("submission: readme.txt says extra data: %d (%s)", form.extra_data, EXTRA_DATA_ADVICE)
+        extra["submission"] = str(pack(chosen, folder / SUBMISSION, form))
     _print_result(request, result, extra, folder)
     return FAILURES_LISTED if result.failed else DONE
 

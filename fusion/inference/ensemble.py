@@ -16,6 +16,7 @@ from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -140,3 +141,15 @@ def _layers(fused: Fused, answers: Mapping[str, Answer], maps: bool) -> Tensor:
         if fused.difficulty_B1HW is not None:
             parts.append(fused.difficulty_B1HW[0])
     return torch.cat(parts)
+
+
+def in_turn(
+    turn: AbstractContextManager[Any], run: Callable[[Tensor, Place], Tensor]
+) -> Callable[[Tensor, Place], Tensor]:
+    """What runs a tile, for those who let two pipelines take turns on one device."""
+
+    def wait_and_run(lr_BCHW: Tensor, place: Place) -> Tensor:
+        with turn:
+            return run(lr_BCHW, place)
+
+    return wait_and_run

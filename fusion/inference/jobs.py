@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imaging.atomic import remove_dead_temporaries
 from imaging.files import SUFFIXES, image_size, list_images, list_others
 from imaging.names import LONGEST
 from imaging.paths import refuse_address
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
 AUTO = "auto"
 
@@ -48,6 +51,16 @@ class RunResult:
     unread: list[Path] = field(default_factory=list)  # files of the input folder that are no images we read
     plans: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, dict[str, float]] = field(default_factory=dict)  # of refined images
+
+    def add(self, other: RunResult) -> None:
+        """What another machine did, but for its time."""
+        self.written += other.written
+        self.skipped += other.skipped
+        self.failed |= other.failed
+        self.events += other.events
+        self.megapixels += other.megapixels
+        self.plans |= other.plans
+        self.guards |= other.guards
 
     def document(self) -> dict[str, Any]:
         """For --json."""
@@ -159,3 +172,22 @@ def _check(jobs: list[ImageJob]) -> None:
             what = f"its output and that of {taken[target].input.name} are both {target.name}"
             raise Refusal(what, where=job.input, cure="rename one of them, or leave --ext at auto")
         taken[target] = job
+
+
+def megapixels_of(one: Sized) -> float:
+    """Of the output."""
+    return one.height * one.width * SCALE**2 / 1e6
+
+
+def remove_temporaries(jobs: Iterable[ImageJob]) -> None:
+    """What killed runs left in the folders of the outputs."""
+    for folder in filter(Path.is_dir, {job.output.parent for job in jobs}):
+        remove_dead_temporaries(folder)
+
+
+def part_of(sized: Sequence[Sized], shard: tuple[int, int]) -> list[Sized]:
+    """Every N-th image from the largest on: parts of about the same work, the same on every machine."""
+    part, parts = shard
+    by_size = sorted(sized, key=lambda one: (-one.height * one.width, one.job.item))
+    mine = {one.job.output for one in by_size[part::parts]}
+    return [one for one in sized if one.job.output in mine]

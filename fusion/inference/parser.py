@@ -12,6 +12,7 @@ from fusion.inference.jobs import AUTO
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.options import Options, OutputSize
 from fusion.refinement.presets import COLOURS, PRESETS, Blend, preset_of
+from imaging.cluster.options import add_engine_arguments
 from imaging.command import parse_shard
 from imaging.files import SUFFIXES
 from imaging.refusal import Refusal
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--refine-strength", type=float, metavar="S", help="0: fused image untouched; 1 (default): refined image")
     add("--refine-colour", choices=COLOURS, help="colour fix; default: the preset's")
     add("--refine-seed", type=int, metavar="N", help="draw from the VAE's posterior; default: its mode")
+    add_engine_arguments(parser)
     add = parser.add_argument_group("reporting").add_argument
     add("--report", action="store_true", help="write OUT/report.html")
     add("--hr", type=Path, metavar="DIR", help="the true images: the report then has PSNR and SSIM")

@@ -8,20 +8,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
-from fusion.inference.ensemble import EIGHTFOLD, PLAIN, run_tile
+from fusion.inference.ensemble import EIGHTFOLD, PLAIN, in_turn, run_tile
 from fusion.inference.image_writer import DiskFull, ImageWriter
-from fusion.inference.jobs import RunResult
+from fusion.inference.jobs import RunResult, megapixels_of, part_of, remove_temporaries
 from fusion.inference.oom_retry import OutOfMemoryRetry
 from fusion.inference.refining import Refining, with_refiner
 from fusion.inference.report.provenance import KEY, is_current, make_manifest, write_record
 from fusion.inference.source import Source, read_source
 from fusion.inference.upscale import Grid, channels_of, upscale
-from imaging.atomic import remove_dead_temporaries
 from imaging.files import TRANSPARENT, check_format
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
@@ -30,6 +28,7 @@ from imaging.scale import SCALE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
+    from contextlib import AbstractContextManager
 
     from fusion.budget.run import BudgetRunner
     from fusion.inference.ensemble import Ensemble
@@ -63,7 +62,9 @@ class Pipeline:
         collector: Collector | None = None,
         runner: BudgetRunner | None = None,
         refiner: Refiner | None = None,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
+        """`turn` is entered for each tile, by those who let two pipelines take turns on one device."""
         # A requested size is recorded as what it became; an automatic one as such: it differs from run to run.
         options = options if options.tile is None else replace(options, tile=tile)
         self.ensemble, self.options, self.tile = with_refiner(ensemble, refiner), options, tile
@@ -73,7 +74,7 @@ class Pipeline:
             run = partial(runner.run_tile, ensemble, turns=turns, maps=collector is not None)
         else:
             run = partial(run_tile, ensemble, turns=turns, maps=collector is not None)
-        self._retry = OutOfMemoryRetry(run, ensemble.margin, ensemble.multiple)
+        self._retry = OutOfMemoryRetry(run if turn is None else in_turn(turn, run), ensemble.margin, ensemble.multiple)
         self.result = RunResult(events=self._retry.events)
         assert (refiner is None) == (options.refine is None)
         self._refining = Refining(refiner, options.refine, self.result) if refiner and options.refine else None
@@ -85,21 +86,27 @@ class Pipeline:
         shard: tuple[int, int] = (0, 1),
     ) -> RunResult:
         """Jobs as `measure_jobs` gives them: every image of the shard that can be made is made; the rest is listed."""
-        folders = {job.output.parent for job in (*(one.job for one in sized), *(job for job, _ in refused))}
-        for folder in filter(Path.is_dir, folders):
-            remove_dead_temporaries(folder)
         began = time.perf_counter()
-        if self._runner is not None:  # over all images: a resumed run and one of many shards plan the same
-            self._runner.plan(sized, self._grid)
-        sized = [one for one in part_of(sized, shard) if not self._skips(one.job)]
+        remove_temporaries([*(one.job for one in sized), *(job for job, _ in refused)])
+        self.plan(sized)
         for job, refusal in refused:
             self._fail(job, refusal)
-        pixels = sum(one.height * one.width for one in sized)
-        bar = tqdm(total=pixels * SCALE**2 / 1e6, unit="MP", desc="upscale", bar_format=_BAR)
+        self.make(part_of(sized, shard))
+        self.result.seconds = time.perf_counter() - began
+        return self.result
+
+    def plan(self, sized: Sequence[Sized]) -> None:
+        """Over all images, those already there and other shards' too: a resumed run and each shard plan the same."""
+        if self._runner is not None:
+            self._runner.plan(sized, self._grid)
+
+    def make(self, sized: Sequence[Sized]) -> RunResult:
+        """These images, of those that were planned."""
+        sized = [one for one in sized if not self._skips(one.job)]
+        bar = tqdm(total=sum(map(megapixels_of, sized)), unit="MP", desc="upscale", bar_format=BAR)
         # One thread: reading an image ahead hides the disk, more would only hold more images.
         with bar, ThreadPoolExecutor(1, "read") as reader:
             self._make_all(sized, reader, bar)
-        self.result.seconds = time.perf_counter() - began
         return self.result
 
     def manifest(self, input_sha256: str) -> dict[str, Any]:
@@ -155,7 +162,7 @@ class Pipeline:
             cure = "write .png, .tif or .webp, or lay it upon a colour by --background white"
             raise Refusal(f"is transparent, which {job.output.suffix} cannot hold", where=job.input, cure=cure)
         check_format(job.output, depth, transparent=source.alpha_HW is not None, longest=longest)
-        tile, grid = self._side, self._grid(source)
+        tile, grid = self.side, self._grid(source)
         progress.tiles = len(grid)
         if self._runner is not None:
             self.result.plans[job.item] = self._runner.document(job.item)
@@ -204,12 +211,12 @@ class Pipeline:
         return _Open(job, writer, manifest, seen, progress.megapixels)
 
     @property
-    def _side(self) -> int:
+    def side(self) -> int:
         """Of tiles: as settled before, or what memory has allowed since."""
         return min(self.tile, self._retry.limit or self.tile) if self.tile else 0
 
     def _grid(self, source: Source) -> Grid:
-        return Grid.of(source.height, source.width, self._side, self.ensemble.margin, self.ensemble.multiple)
+        return Grid.of(source.height, source.width, self.side, self.ensemble.margin, self.ensemble.multiple)
 
     def _settle(self, finished: _Open | None) -> None:
         """Wait for the disk; then the record beside the image."""
@@ -231,15 +238,7 @@ class Pipeline:
         self.result.failed[job.input] = refusal
 
 
-def part_of(sized: Sequence[Sized], shard: tuple[int, int]) -> list[Sized]:
-    """Every N-th image from the largest on: parts of about the same work, the same on every machine."""
-    part, parts = shard
-    by_size = sorted(sized, key=lambda one: (-one.height * one.width, one.job.item))
-    mine = {one.job.output for one in by_size[part::parts]}
-    return [one for one in sized if one.job.output in mine]
-
-
-_BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
 
 
 class _Progress:
@@ -247,7 +246,7 @@ class _Progress:
 
     def __init__(self, bar: tqdm[NoReturn], which: str, one: Sized) -> None:
         self._bar, self._which = bar, which
-        self.megapixels = one.height * one.width * SCALE**2 / 1e6
+        self.megapixels = megapixels_of(one)
         self.tiles, self._done = 1, 0
 
     def tick(self) -> None:

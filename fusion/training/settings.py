@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from cache_tools.format.location import Location
 from imaging.degrade import DegradeSettings
 from imaging.paths import find_shipped
 from imaging.settings import Settings, read_yaml
@@ -22,7 +23,7 @@ class DataSettings(Settings):
     """
 
     hr: tuple[Path, ...] = ()
-    cache: Path | None = None
+    cache: Location | None = None
     experts: tuple[str, ...] = ()
     catalog: Path | None = None  # a YAML file with further experts, as every command's --catalog
     scale: Literal[2, 3, 4] = 4

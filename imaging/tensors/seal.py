@@ -24,7 +24,7 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, DIGEST: _digest(document)}
 
 
-def unsealed(document: Any, path: Path, *, cure: str) -> Any:
+def unsealed(document: Any, path: Path | str, *, cure: str) -> Any:
     """The document without its digest; another digest than its values have is refused, none is noted."""
     if not isinstance(document, dict):
         return document

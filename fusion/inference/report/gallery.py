@@ -26,7 +26,7 @@ from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -43,7 +43,7 @@ FUSED, REFINED = "fused", "refined"
 
 
 class Gallery:
-    """Collects pages and writes the one HTML file."""
+    """Collects the pages of a run."""
 
     def __init__(self, ensemble: Ensemble, hr: Path | None, runner: BudgetRunner | None = None) -> None:
         self._ensemble = ensemble
@@ -51,7 +51,7 @@ class Gallery:
         self._layers = layer_names(ensemble) if runner is None else runner.layer_names(ensemble)
         self._truth = {} if hr is None else {_stem(path): path for path in list_images(hr)}
         self._hr = hr
-        self._images: list[ReportImage] = []
+        self.images: list[ReportImage] = []
 
     def start(self, job: ImageJob, source: Source, manifest: dict[str, Any]) -> Page:
         """A page for one image; a missing true image fails before the work."""
@@ -109,15 +109,17 @@ class Gallery:
 
     def add(self, image: ReportImage) -> None:
         """Take a finished page."""
-        self._images.append(image)
+        self.images.append(image)
 
-    def write(self, path: Path, result: RunResult, tile: int) -> Path:
-        """The report as one file."""
-        run = result.document() | {"tile": tile, "device": str(self._ensemble.device)} | dict(self._ensemble.identity)
-        # Those of an earlier run come last here, and stand where they belong.
-        images = sorted(self._images, key=lambda one: PurePosixPath(one.item).parts)
-        write_text(path, render(images, run))
-        return path
+
+def write_report(
+    path: Path, images: Sequence[ReportImage], result: RunResult, tile: int, device: str, identity: Mapping[str, Any]
+) -> Path:
+    """Finished pages of one run, wherever they were made -> the one HTML file."""
+    run = result.document() | {"tile": tile, "device": device} | dict(identity)
+    # Those of an earlier run come last here, and stand where they belong.
+    write_text(path, render(sorted(images, key=lambda one: PurePosixPath(one.item).parts), run))
+    return path
 
 
 @dataclass

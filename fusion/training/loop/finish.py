@@ -6,6 +6,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from cache_tools.format.location import name_of
 from fusion.training.loop.checkpoint import best_path
 from imaging.atomic import write_text
 
@@ -70,7 +71,7 @@ def _provenance(
     document["network"]["start_from"] = None if start_from is None else "/".join(start_from.parts[-2:])
     document["data"] = {
         "hr": ["/".join(path.parts[-2:]) for path in settings.data.hr],
-        "cache": None if settings.data.cache is None else settings.data.cache.name,
+        "cache": None if settings.data.cache is None else name_of(settings.data.cache),
         "scale": settings.data.scale,
         "degrade": None if settings.data.degrade is None else settings.data.degrade.model_dump(mode="json"),
         "patch": settings.data.patch,

@@ -104,17 +104,17 @@ class CacheSource:
 
     def fit_items(self) -> Iterator[TrainBatch]:
         """Whole training items, without features: the base is fitted on images."""
-        images = CacheReader(self._reader.store.root, items=self._fit, features=False)
-        return (as_train_batch(images.read(item)) for item in self._fit)
+        images = CacheReader(self._reader.store.location, items=self._fit, features=False)
+        return map(as_train_batch, images.read_each(self._fit))
 
     def feature_items(self) -> Iterator[TrainBatch]:
         """Whole training items with features, spread evenly over all."""
         every = max(len(self._fit) // FEATURE_ITEMS, 1)
-        return (as_train_batch(self._reader.read(item)) for item in self._fit[::every])
+        return map(as_train_batch, self._reader.read_each(self._fit[::every]))
 
     def held_out(self) -> Iterator[TrainBatch]:
         """Whole held-out items."""
-        return (as_train_batch(self._reader.read(item)) for item in self._held)
+        return map(as_train_batch, self._reader.read_each(self._held))
 
     def image_of(self, item: str) -> str:
         """The source image of an item."""

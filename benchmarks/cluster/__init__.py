@@ -1,0 +1,1 @@
+"""What several machines and object storage cost and gain, measured on one machine."""

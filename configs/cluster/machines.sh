@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Plain machines that reach each other by ssh: the first is the head. Usage: machines.sh HOST1 HOST2 HOST3 -- COMMAND...
+# for example: configs/cluster/machines.sh a b c -- python -m cache_tools extract --engine ray --address auto ...
+# Run it in a folder that every machine has under the same name.
+set -euo pipefail
+
+hosts=()
+while [ $# -gt 0 ] && [ "$1" != "--" ]; do
+  hosts+=("$1")
+  shift
+done
+if [ ${#hosts[@]} -eq 0 ] || [ $# -lt 2 ]; then
+  echo "usage: $0 HOST1 HOST2 ... -- COMMAND" >&2
+  exit 2
+fi
+shift
+
+PORT=6379
+head_host=${hosts[0]}
+here=$(printf '%q' "$PWD")
+stop() {
+  for host in "${hosts[@]}"; do
+    ssh "$host" "ray stop" || true
+  done
+}
+trap stop EXIT
+
+ssh "$head_host" "cd $here && ray start --head --port=$PORT"
+for host in "${hosts[@]:1}"; do
+  ssh "$host" "cd $here && ray start --address=$head_host:$PORT"
+done
+ssh "$head_host" "cd $here && $(printf '%q ' "$@")"

@@ -1,0 +1,1 @@
+"""A request -> the same images, made by the workers of a Ray cluster."""
