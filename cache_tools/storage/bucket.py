@@ -176,6 +176,9 @@ class Bucket:
                 cure = "use s3://, gs://, az://, hf://, or a folder"
                 raise Refusal(f"is no storage that is known ({error})", where=self.address, cure=cure) from None
             self._owner = os.getpid()
+            # They tell at every start where they found the credentials and the endpoint.
+            for name in ("botocore", "aiobotocore"):
+                logging.getLogger(name).setLevel(logging.WARNING)
         return self._files
 
     def _try(self, action: Callable[[Any], Result], name: str) -> Result:

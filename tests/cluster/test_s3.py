@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cache_tools.format.errors import CorruptItem, StorageFailed
 from cache_tools.read.dataset import CacheDataset
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 pytest.importorskip("s3fs", reason="needs the extra 's3'")
 pytest.importorskip("moto.server", reason="needs moto's S3 server: pip install 'moto[server]'")
 
+ROOT = Path(__file__).parents[2]
 SIZES = [(32 + 4 * number, 40) for number in range(6)]
 
 
@@ -282,7 +286,7 @@ def test_each_rank_downloads_its_share(server: Server, tmp_path: Path) -> None:
     assert len(shares[0] | shares[1]) == 12
 
 
-def test_loader_workers_and_training_read_from_an_address(server: Server, local: Path, tmp_path: Path) -> None:
+def test_loader_workers_read_from_an_address(server: Server, local: Path, tmp_path: Path) -> None:
     out = server.address(tmp_path.name)
     assert command("push", local, out) == 0
     batches = [iter(CacheDataset(root, patch=32, batch=2, seed=3).loader(2)) for root in (out, local)]
@@ -290,6 +294,29 @@ def test_loader_workers_and_training_read_from_an_address(server: Server, local:
         one, other = (next(loader) for loader in batches)
         assert torch.equal(one.sr_BECHW, other.sr_BECHW)
     del batches
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_same_model_from_an_address(server: Server, tmp_path: Path) -> None:
+    local, out = make_cache(tmp_path, [(40, 48 + number) for number in range(12)]), server.address(tmp_path.name)
+    assert command("push", local, out) == 0
+    settings = ["processes=2", "steps=4", "data.patch=32", "data.batch=4", "data.hold_out=4", "data.workers=0"]
+    models: list[dict[str, torch.Tensor]] = []
+    for name, cache in (("folder", local), ("address", out)):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+        words = ["--config", "configs/fusion_x4.yaml", "--cache", str(cache), "--local-cache-size", "1", *settings]
+        run = [f"run={tmp_path / name}", "device=cpu", "fusion.budget=false"]
+        done = subprocess.run(
+            [*launcher, *words, *run],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert SECRET not in done.stderr
+        models.append(load_file(next((tmp_path / name).glob("*.safetensors"))))
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
 
 
 def test_storage_that_fails_is_not_a_bad_image(server: Server, local: Path, tmp_path: Path) -> None:

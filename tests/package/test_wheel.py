@@ -39,8 +39,9 @@ def shipped(folder: str) -> set[str]:
     """The files of a folder that are part of the project: those that git has, or all where there is no git."""
     listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0 and listed.stdout:
-        return {Path(line).name for line in listed.stdout.splitlines()}
-    return {path.name for path in (ROOT / folder).iterdir()}
+        return {line.removeprefix(f"{folder}/") for line in listed.stdout.splitlines()}
+    files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT / folder).as_posix() for path in files}
 
 
 @pytest.fixture(scope="module")
