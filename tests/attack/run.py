@@ -105,6 +105,9 @@ def _of_files(name: str, folder: Path, numbers: range, seed: int) -> Iterator[tu
     target = next(one for one in TARGETS if one.name == name)
     originals = target.originals(folder)
     _limit_memory()
+    for original in originals:  # or everything would be refused for want of memory, and nothing be found
+        if repr(target.read(original.path)) != original.truth:
+            raise RuntimeError(f"{original.path}: the sound file does not read as before")
     for number in numbers:
         rng = random.Random(f"{seed} {name} {number}")
         original = originals[number % len(originals)]

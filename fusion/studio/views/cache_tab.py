@@ -27,6 +27,14 @@ _CHOOSE = """element.addEventListener('click', (event) => {
 });"""
 
 
+def _item_of(event: gr.EventData) -> str | None:
+    """What the table's listener passes on; a forged call may lack it."""
+    try:
+        return str(event.item)
+    except (AttributeError, TypeError):
+        return None
+
+
 class CacheTab:
     """The tab's event handlers; what was checked is remembered until the studio ends."""
 
@@ -108,7 +116,7 @@ class CacheTab:
         """The chosen item; its crc is checked as well."""
         try:
             rows = self._rows(cache, wanted, page)
-            chosen = getattr(event, "item", None)  # a forged call may lack it
+            chosen = _item_of(event)
             row = next((one for one in rows if one.id == chosen and one.entry is not None), None)
             if row is None:
                 raise Refusal("there is no such item here", where="items", cure="choose one from the table")
