@@ -15,6 +15,7 @@ from experts.loading.weights import SUFFIXES
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, WeightsSource
 from imaging.hashes import file_sha256
+from imaging.names import valid_text
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 
@@ -35,7 +36,7 @@ def _stored_spec(expert: NetworkExpert) -> ExpertSpec:
     spec, source = expert.spec, expert.spec.weights[0]
     public = {key: value for key in ("url", "page") if (value := getattr(source, key) or "").startswith("https://")}
     weights = WeightsSource(
-        file=Path(source.file).name,
+        file=valid_text(Path(source.file).name),
         licence=source.licence,
         bytes=source.bytes,
         sha256=expert.identity.weights_sha256,
@@ -59,7 +60,7 @@ def _stored_spec(expert: NetworkExpert) -> ExpertSpec:
 
 def _stored_code(code: CodeSource, identity: str) -> CodeSource:
     """The file by its name and hash; the identity begins with the latter."""
-    return code.model_copy(update={"file": Path(code.file).name, "sha256": identity.partition(" ")[0]})
+    return code.model_copy(update={"file": valid_text(Path(code.file).name), "sha256": identity.partition(" ")[0]})
 
 
 def _plain_hyperparameters(expert: NetworkExpert) -> dict[str, Any]:

@@ -7,10 +7,11 @@ has opened is therefore noted in the user's own data folder, one small file per 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imaging.atomic import write_text
+from imaging.atomic import write_bytes
 from imaging.hashes import file_sha256
 from imaging.paths import pretrained_folders, user_data_folder
 
@@ -24,11 +25,11 @@ SEEN = "seen_files"  # in the user's data folder: one file per sha256, holding t
 
 def note_place(path: Path, sha256: str) -> None:
     """Remember where a file was opened; without a writable data folder nothing is remembered."""
-    note, place = _note(sha256), str(path.resolve())
+    note, place = _note(sha256), os.fsencode(path.resolve())
     try:
-        if not note.is_file() or note.read_text(encoding="utf-8") != place:
-            write_text(note, place)
-    except (OSError, UnicodeError) as error:  # a read-only home must not stop an expert that is here
+        if not note.is_file() or note.read_bytes() != place:
+            write_bytes(note, place)
+    except OSError as error:  # a read-only home must not stop an expert that is here
         log.debug("%s: its place is not noted (%s)", path, error)
 
 
@@ -63,6 +64,6 @@ def _note(sha256: str) -> Path:
 
 def _noted(sha256: str) -> Path | None:
     try:
-        return Path(_note(sha256).read_text(encoding="utf-8"))
-    except (OSError, UnicodeError):
+        return Path(os.fsdecode(_note(sha256).read_bytes()))
+    except OSError:
         return None

@@ -156,18 +156,17 @@ class Pipeline:
         began = time.perf_counter()
         manifest = self.manifest(source.sha256)
         depth = self.options.depth or source.depth
-        longest = SCALE * max(source.height, source.width)
+        height, width = self.options.size.of(source.height, source.width)
         # Before the work: the writer would refuse the same after it.
         if source.alpha_HW is not None and job.output.suffix.lower() not in TRANSPARENT:
             cure = "write .png, .tif or .webp, or lay it upon a colour by --background white"
             raise Refusal(f"is transparent, which {job.output.suffix} cannot hold", where=job.input, cure=cure)
-        check_format(job.output, depth, transparent=source.alpha_HW is not None, longest=longest)
+        check_format(job.output, depth, transparent=source.alpha_HW is not None, longest=max(height, width))
         tile, grid = self.side, self._grid(source)
         progress.tiles = len(grid)
         if self._runner is not None:
             self.result.plans[job.item] = self._runner.document(job.item)
         collector = self._collector.start(job, source, manifest) if self._collector else None
-        height, width = self.options.size.of(source.height, source.width)
         is_resized = (height, width) != (SCALE * source.height, SCALE * source.width)
         writer = ImageWriter(
             job.output,

@@ -17,7 +17,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from fusion.inference.command import Request, carry_out
-from fusion.inference.options import Options
+from fusion.inference.options import Options, OutputSize
 from fusion.inference.report.page import _map, _scale
 from imaging.command import DONE, run
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
@@ -179,6 +179,17 @@ def test_an_image_of_an_earlier_run_is_in_the_report_with_its_record_and_scores(
     assert whole.count("input_sha256") == 2, "the stored claims"
     with zipfile.ZipFile(place / "out" / "submission.zip") as packed:
         assert "runtime per image [s] : 7.00" in packed.read("readme.txt").decode()
+
+
+def test_an_earlier_image_of_another_size_is_shown_without_scores(report: Path) -> None:
+    """Of what was compared with the true image only a reduced copy was written."""
+    place = report.parent.parent
+    options = Options(tile=40, skip_existing=True, size=OutputSize(outscale=2))
+    request = Request(place / "lr", place / "two", options, report=True, hr=place / "hr")
+    ensemble = ensemble_of(brighter=brighter, shifted=shifted)
+    assert carry_out(request, ensemble) == carry_out(request, ensemble) == DONE
+    page = (place / "two" / "report.html").read_text()
+    assert page.count("made by an earlier run") == 2 and "80&times;66" in page and " dB" not in page
 
 
 def test_a_flat_map_is_not_coloured_over_its_full_range() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ import train
 from cache_tools.__main__ import main as cache_command
 from cache_tools.format.store import Manifest, Store
 from experts.__main__ import main as experts_command
-from experts.loading.find_file import note_place
+from experts.loading.find_file import find_file, note_place
 from fusion.network.network import load_model
 from fusion.network.save import read_header, save_model
 from imaging.command import DONE, REFUSED, run
@@ -216,3 +217,15 @@ def test_merged_and_repacked_caches_keep_the_specs(place: Path, tmp_path: Path) 
     words = ["extract", "--sequential", "--hr", str(place / "hr"), "--out", str(tmp_path / "one")]
     assert run(cache_command, [*words, "--experts", f"{place / 'mine' / '4x_mine.pth'},edsr-s"]) == DONE
     assert set(Store(tmp_path / "one").manifest.expert_specs) == {"4x_mine", "edsr-s"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are text")
+def test_a_file_name_that_is_no_utf8_is_stored_as_text_and_found_by_its_bytes(place: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/4x_\xff.pth"))
+    shutil.copy(place / "mine" / "4x_mine.pth", odd)
+    words = ["extract", "--hr", str(place / "hr"), "--out", str(tmp_path / "odd"), "--experts", str(odd)]
+    assert run(cache_command, words) == DONE
+    (spec,) = Store(tmp_path / "odd").manifest.expert_specs.values()
+    weights = spec.weights[0]
+    assert "\\xff" in weights.file and weights.sha256 is not None
+    assert find_file(weights.file, weights.sha256, weights.bytes, []) == odd

@@ -13,7 +13,7 @@ from PIL import Image
 import infer
 from cache_tools.__main__ import main as cache_command
 from fusion.inference.command import Request, carry_out
-from fusion.inference.options import Options
+from fusion.inference.options import Options, OutputSize
 from fusion.inference.report.provenance import read_manifest
 from imaging.command import DONE, FAILURES_LISTED, REFUSED, run
 from imaging.refusal import Refusal
@@ -119,3 +119,13 @@ def test_colours_are_names_or_numbers(tmp_path: Path, word: str, code: int, caps
     words = ["--model", str(weights_file(tmp_path)), "--device", "cpu", "-i", str(tmp_path / "in"), "-o"]
     assert run(infer.command_line, [*words, str(tmp_path / "out"), "--background", word]) == code
     assert ("no opaque colour" in capsys.readouterr().err) == (code == REFUSED)
+
+
+def test_a_formats_limit_counts_for_the_size_that_is_written(tmp_path: Path) -> None:
+    """WebP ends at 16,383 pixels a side: four times 4,200 are too many, twice are not."""
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo(8, 4200)).save(tmp_path / "in" / "wide.png")
+    whole = Request(tmp_path / "in", tmp_path / "out", Options(tile=0, ext="webp"))
+    assert carry_out(whole, ensemble_of()) == FAILURES_LISTED
+    half = Request(tmp_path / "in", tmp_path / "out", Options(tile=0, ext="webp", size=OutputSize(outscale=2)))
+    assert carry_out(half, ensemble_of()) == DONE

@@ -89,13 +89,14 @@ class Gallery:
         page = Page(self, job.item, source, record["claim"], truth, [], [])
         picture_HWC = _picture(F.avg_pool2d(image_BCHW, page.factor, ceil_mode=True)[0])
         scores = dict[str, tuple[float, float]]()
-        if truth is not None:
+        is_resized = "size" in record  # written at another size than the truth's: the enlargement itself is gone
+        if truth is not None and not is_resized:
             truth_BCHW = read_rgb(truth)
             scores[name] = (float(psnr(image_BCHW, truth_BCHW)), float(ssim(image_BCHW, truth_BCHW)))
         seen = {key: value for key, value in record.items() if key not in ("claim", "output_sha256")}
         return ReportImage(
             item=job.item,
-            size=(SCALE * source.height, SCALE * source.width),
+            size=(image_BCHW.shape[-2], image_BCHW.shape[-1]),
             before_HWC=page.enlarged_input(*picture_HWC.shape[:2]),
             pictures={name: picture_HWC},
             maps={},
