@@ -28,6 +28,7 @@ COMMANDS = {
     "bench-pareto": ("benchmarks.inference.pareto", "quality over CPU time of all experts and presets here"),
     "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
     "calibrate-look": ("benchmarks.inference.calibrate_input_check", "measure when inputs are warned about"),
+    "export": ("fusion.export.command", "an ensemble with its fusion as one ONNX file"),
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),
     "bench": ("benchmarks.fusion.step_cost", "measure what a training step costs against the original layout"),
 }
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         raise Refusal(f"no command '{name}'", where="python -m fusion", cure=nearest(name, COMMANDS))
     if name == "serve":
         return serve(rest)
+    if name == "export":
+        return export(rest)
     module = COMMANDS[name][0]
     if module.startswith("benchmarks."):
         require_checkout(f"python -m fusion {name}")
@@ -57,6 +60,16 @@ def serve(arguments: Sequence[str]) -> int:
     from fusion.studio import serve as studio
 
     return studio.main(arguments, build=infer.build)
+
+
+def export(arguments: Sequence[str]) -> int:
+    """As `serve`; each expert's graph comes by `open_graph`."""
+    import infer
+    from experts.export.hand_over import open_graph
+    from experts.words import split_words
+    from fusion.export import command
+
+    return command.main(arguments, build=infer.build, open_graph=open_graph, split=split_words)
 
 
 if __name__ == "__main__":
