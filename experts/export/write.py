@@ -94,7 +94,8 @@ def checked_graph(expert: NetworkExpert, file: Path, *, features: bool) -> tuple
         if not isinstance(made, Refusal):
             return made
         refusals.append(made)
-    raise next((one for one in refusals if "operator" in str(one)), refusals[0])
+    # The second names operators by their full names, where it gets as far as that.
+    raise refusals[1] if "operator" in str(refusals[1]) else refusals[0]
 
 
 def _try_graph(expert: NetworkExpert, file: Path, *, features: bool, by_recording: bool) -> tuple[Any, float] | Refusal:
