@@ -139,7 +139,7 @@ def open_expert(
     with without_meshgrid_warning():
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
-    note_place(path, state.sha256)
+    note_place(path, sha256)
     effective = effective_kept_tile(tile, spec.overlap, padding.multiple)
     if tile and effective != tile:
         needs = f"{spec.overlap} pixels of surroundings on each side and tiles in steps of {padding.multiple}"

@@ -12,6 +12,7 @@ from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 # Command: (the module whose `main(arguments)` does it, what it does). Modules are imported when called.
 COMMANDS = {
@@ -63,13 +64,26 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def export(arguments: Sequence[str]) -> int:
-    """As `serve`; each expert's graph comes by `open_graph`."""
+    """As `serve`; each expert's graph comes with it."""
     import infer
-    from experts.export.hand_over import open_graph
+    from experts.export.hand_over import graph_of
     from experts.words import split_words
-    from fusion.export import command
+    from fusion.export.command import OpenedEnsemble
+    from fusion.export.command import main as export_main
+    from fusion.inference.model_selection import select_model
+    from imaging.device import find_device
 
-    return command.main(arguments, build=infer.build, open_graph=open_graph, split=split_words)
+    def open_ensemble(model: str, experts: str | None, catalog: Path | None, *, trust_code: bool) -> OpenedEnsemble:
+        selection, cpu = select_model(model, split_words(experts) if experts else None), find_device("cpu")
+        sources, opened = infer.open_selected(selection, cpu, config=catalog, trust_code=trust_code)
+        by_name = {one.name: one for one in opened}
+        return OpenedEnsemble(
+            infer.assemble(selection, sources, opened, cpu),
+            selection.fusion,
+            lambda name, features: graph_of(by_name[name], features=features),
+        )
+
+    return export_main(arguments, open_ensemble=open_ensemble)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import save_file
 
 from experts.call import without_meshgrid_warning
 from experts.export.graph import expert_graph
@@ -28,6 +27,7 @@ from imaging.onnx_graph.join import FEATURES, describe
 from imaging.onnx_graph.packages import require
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
+from imaging.tensors.safe import write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,21 +56,18 @@ def export_expert(expert: Expert, form: Form, out: Path, *, features: bool = Fal
     """Write `out` (for ncnn also its .bin), or nothing."""
     if out.suffix != ENDINGS[form]:
         raise Refusal(f"is not a {ENDINGS[form]} name", where=out, cure=f"name the output FILE{ENDINGS[form]}")
-    if not isinstance(expert, NetworkExpert):
-        raise Refusal("has no network to export", where=f"expert {expert.name}", cure="name a model's weights")
-    if isinstance(expert.network, OnnxNetwork):
-        raise Refusal("is an ONNX file already", where=f"expert {expert.name}", cure="export what it was made from")
-    if features and (form != "onnx" or expert.tap is None):
+    network = require_network(expert)
+    if features and (form != "onnx" or network.tap is None):
         raise Refusal("has no features to export", where=f"expert {expert.name}", cure="leave --features out")
     files = [out] if form != "ncnn" else [out, out.with_suffix(".bin")]
     with ExitStack() as stack, without_meshgrid_warning():
         written = [stack.enter_context(atomic_path(file)) for file in files]
         if form == "onnx":
-            difference = _write_onnx(expert, written[0], features=features)
+            difference = _write_onnx(network, written[0], features=features)
         elif form == "ncnn":
-            difference = write_ncnn(expert, *written)
+            difference = write_ncnn(network, *written)
         else:
-            difference = _write_safetensors(expert, written[0])
+            difference = _write_safetensors(network, written[0])
     return Exported(
         files=[str(file) for file in files],
         form=form,
@@ -81,6 +78,16 @@ def export_expert(expert: Expert, form: Form, out: Path, *, features: bool = Fal
         sizes=[f"{height}x{width}" for height, width in SIZES],
         sha256=[file_sha256(file) for file in files],
     )
+
+
+def require_network(expert: Expert) -> NetworkExpert:
+    """The expert as one with layers; a folder of images and an .onnx file have none."""
+    where = f"expert {expert.name}"
+    if not isinstance(expert, NetworkExpert):
+        raise Refusal("is a folder of images, which no file can compute", where=where, cure="name a model's weights")
+    if isinstance(expert.network, OnnxNetwork):
+        raise Refusal("is an ONNX file already", where=where, cure="export the weights that it was made from")
+    return expert
 
 
 def checked_graph(expert: NetworkExpert, file: Path, *, features: bool) -> tuple[Any, float]:
@@ -141,11 +148,10 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> float:
     hyperparameters: dict[str, Any] = getattr(network, "hyperparameters", {})
     if hyperparameters:
         header[HYPERPARAMETERS_KEY] = json.dumps({k: v for k, v in hyperparameters.items() if _plain(v)})
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     with tempfile.TemporaryDirectory() as scratch:
         # Under a name by whose ending it can be read back.
         candidate = Path(scratch) / f"{expert.name}.safetensors"
-        save_file(tensors, candidate, metadata=header)
+        write_safetensors(candidate, network.state_dict(), header)
         spec = ExpertSpec(name=expert.name, weights=(WeightsSource(file=str(candidate)),))
         state = read_state_file(candidate)
         loaded = load_network(state, spec)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fusion.export.graph import ExpertGraph, ensemble_graph
 from fusion.inference.ensemble import Place, run_tile
-from fusion.inference.model_selection import DEFAULT, model_sha256, select_model
+from fusion.inference.model_selection import DEFAULT, model_sha256
 from imaging.atomic import atomic_path
 from imaging.command import DONE, print_json
 from imaging.hashes import file_sha256
@@ -21,38 +21,45 @@ from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from torch import Tensor
 
-    from fusion.studio.jobs.ensemble_cache import BuildEnsemble
+    from fusion.inference.ensemble import Ensemble
+    from fusion.network import FusionSR
 
-    SplitWords = Callable[[str], Sequence[str]]
+
+class OpenedEnsemble(NamedTuple):
+    """What only a front door can open: the ensemble, its fusion model, and each expert's graph by name.
+
+    `graph_of(name, features)` gives the expert's checked ONNX graph and how many channels of features it has.
+    """
+
+    ensemble: Ensemble
+    fusion: FusionSR | None
+    graph_of: Callable[[str, bool], tuple[Any, int]]
 
 
-class OpenGraph(Protocol):
-    """`experts.export.hand_over.open_graph`: fusion knows no expert, so the front door hands it over."""
+class OpenEnsemble(Protocol):
+    """Opens what the command line names, on the CPU."""
 
-    def __call__(self, wanted: str, *, config: Path | None, features: bool) -> tuple[str, Any, int]:
-        """A name or file -> the expert's name, its checked ONNX graph and how many channels of features it gives."""
+    def __call__(self, model: str, experts: str | None, catalog: Path | None, *, trust_code: bool) -> OpenedEnsemble:
+        """As `infer.build`, from the words."""
         ...
 
 
-def main(arguments: Sequence[str], *, build: BuildEnsemble, open_graph: OpenGraph, split: SplitWords) -> int:
+def main(arguments: Sequence[str], *, open_ensemble: OpenEnsemble) -> int:
     """Open, export each expert, join, check, write; the file appears only if all of it holds."""
     options = _parse(arguments)
     out: Path = options.output
     if out.suffix != ".onnx":
         raise Refusal("is not a .onnx name", where=out, cure="name the output FILE.onnx")
     onnx = require("onnx", "onnxruntime", "onnxscript")
-    wanted = tuple(split(options.experts)) if options.experts else None
-    selection = select_model(options.model, wanted)
-    fusion = selection.fusion
-    ensemble = build(options.model, wanted, device="cpu", config=options.config)
+    opened = open_ensemble(options.model, options.experts, options.catalog, trust_code=options.trust_code)
+    ensemble, fusion = opened.ensemble, opened.fusion
     graphs: list[ExpertGraph] = []
-    for word, name in zip(ensemble.sources, ensemble.names, strict=True):
+    for name in ensemble.names:
         featured = fusion is not None and fusion.settings.channels_of(name) > 0
-        graphs.append(ExpertGraph(*open_graph(word, config=options.config, features=featured)))
+        graphs.append(ExpertGraph(name, *opened.graph_of(name, featured)))
     graph = ensemble_graph(fusion, graphs)
     document = {"experts": ensemble.identity["experts"], "fusion": None, "scale": SCALE}
     if fusion is not None:
@@ -89,6 +96,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("output", type=Path, metavar="OUT.onnx")
     parser.add_argument("--model", default=DEFAULT, help="as infer.py --model (default)")
     parser.add_argument("--experts", help="as infer.py --experts: a,b,c")
-    parser.add_argument("--config", type=Path, help="a YAML file with further experts")
+    parser.add_argument("--catalog", type=Path, metavar="FILE", help="a YAML file with further experts")
+    parser.add_argument("--trust-code", action="store_true", help="run the Python file of a code: expert")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser.parse_args(arguments)
