@@ -11,6 +11,7 @@ from imaging.paths import require_checkout
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "judge": ("fusion.evaluation.judge", "a trained fusion model against its experts on benchmark caches"),
     "ablate": ("fusion.evaluation.ablate", "train variants of a config under one budget and compare them"),
     "train-all": ("fusion.train_all.train_all", "train all experts and their fusion within a time budget"),
+    "distil": ("fusion.distillation.command", "train one small network on an ensemble's images"),
     "doctor": ("fusion.evaluation.doctor", "check a model and print what it is made of"),
     "submit": ("fusion.inference.report.submission", "check a folder of outputs and pack it for a challenge"),
     "fit-base": ("fusion.training.tasks.fit_base", "fit the base alone: a fusion without training, in one pass"),
@@ -45,10 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise Refusal(f"no command '{name}'", where="python -m fusion", cure=nearest(name, COMMANDS))
-    if name == "serve":
-        return serve(rest)
-    if name == "export":
-        return export(rest)
+    if name in FRONT_DOORS:
+        return FRONT_DOORS[name](rest)
     module = COMMANDS[name][0]
     if module.startswith("benchmarks."):
         require_checkout(f"python -m fusion {name}")
@@ -85,6 +85,37 @@ def export(arguments: Sequence[str]) -> int:
 
     return export_main(arguments, open_ensemble=open_ensemble)
 
+
+def distil(arguments: Sequence[str]) -> int:
+    """As `serve`; the teacher's images go through cache_tools, the student is built and trained as train.py does."""
+    import infer
+    import train
+    from championship_sr.teacher import EnsembleExpert, render
+    from experts.catalog import load_catalog
+    from experts.words import split_words
+    from fusion.distillation.command import main as distil_main
+    from fusion.inference.ensemble import EIGHTFOLD, PLAIN
+
+    def render_teacher(options: Namespace, out: Path, *, device: str) -> Path:
+        ensemble = infer.build(
+            options.model,
+            split_words(options.experts) if options.experts else None,
+            device=device,
+            config=options.catalog,
+            trust_code=options.trust_code,
+        )
+        teacher = EnsembleExpert(ensemble, turns=EIGHTFOLD if options.tta else PLAIN)
+        return render(teacher, out, hr=options.hr, lr=options.lr, regions=options.regions)
+
+    return distil_main(
+        arguments,
+        render=render_teacher,
+        make_task=lambda settings, rank, world: train.make_task(settings, False, rank, world),
+        is_expert=lambda name: load_catalog().find(name) is not None,
+    )
+
+
+FRONT_DOORS = {"serve": serve, "export": export, "distil": distil}
 
 if __name__ == "__main__":
     sys.exit(run(main))

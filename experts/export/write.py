@@ -17,6 +17,7 @@ from experts.export.graph import expert_graph
 from experts.export.ncnn_files import write_ncnn
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork
+from experts.loading.student import is_plain
 from experts.loading.weights import ARCHITECTURE_KEY, HYPERPARAMETERS_KEY, read_state_file
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, WeightsSource
@@ -147,7 +148,7 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> float:
     header = {ARCHITECTURE_KEY: expert.identity.architecture}
     hyperparameters: dict[str, Any] = getattr(network, "hyperparameters", {})
     if hyperparameters:
-        header[HYPERPARAMETERS_KEY] = json.dumps({k: v for k, v in hyperparameters.items() if _plain(v)})
+        header[HYPERPARAMETERS_KEY] = json.dumps({k: v for k, v in hyperparameters.items() if is_plain(v)})
     with tempfile.TemporaryDirectory() as scratch:
         # Under a name by whose ending it can be read back.
         candidate = Path(scratch) / f"{expert.name}.safetensors"
@@ -168,9 +169,3 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> float:
     )
     run, wanted = reference(again, features=False), reference(expert, features=False)
     return largest_difference(run, wanted, SIZES, where=f"expert {expert.name}")
-
-
-def _plain(value: object) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
