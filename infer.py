@@ -111,8 +111,20 @@ def build(
     trust_code: bool = False,
 ) -> Ensemble:
     """Open the experts, load the fusion model, check that they belong together."""
-    selection = select_model(model, wanted)
-    where = find_device(device)
+    selection, where = select_model(model, wanted), find_device(device)
+    sources, experts = open_selected(selection, where, precision=precision, config=config, trust_code=trust_code)
+    return assemble(selection, sources, experts, where, compiled=compiled)
+
+
+def open_selected(
+    selection: ModelSelection,
+    where: torch.device,
+    *,
+    precision: Precision = "fp32",
+    config: Path | None = None,
+    trust_code: bool = False,
+) -> tuple[Sequence[str], list[Expert]]:
+    """The experts of a model that are here, and by what words."""
     fusion = selection.fusion
     # Without a fusion model nobody reads features: a known tap is kept, since it is part of the images' manifest.
     features = "find" if fusion is not None else "known"
@@ -126,6 +138,19 @@ def build(
         trust_code=trust_code,
         stored=_stored(selection),
     )
+    return sources, experts
+
+
+def assemble(
+    selection: ModelSelection,
+    sources: Sequence[str],
+    experts: list[Expert],
+    where: torch.device,
+    *,
+    compiled: bool = False,
+) -> Ensemble:
+    """Opened experts and their fusion, as inference runs them."""
+    fusion = selection.fusion
     if fusion is not None:
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
         fusion.to(where)

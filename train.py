@@ -12,7 +12,9 @@ import torch
 
 from cache_tools.format.location import is_address, parse_location
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
+from experts.catalog import load_catalog
 from experts.loading.edsr import EDSR
+from experts.loading.student import build_architecture, open_student
 from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
 from experts.native.ssm import SSM
@@ -28,9 +30,10 @@ from fusion.training.loop.run_folder import to_yaml
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import CacheSource
 from fusion.training.sources.live import LiveSource
+from fusion.training.tasks.distil import DistilTask, Rival, Student
 from fusion.training.tasks.expert import ExpertTask
 from fusion.training.tasks.fusion import FusionTask
-from fusion.training.tasks.networks import NetworkKind
+from fusion.training.tasks.networks import NetworkKind, build_network, initial_weights_seed
 from imaging.command import DONE, REFUSED, print_json, run
 from imaging.device import best_device
 from imaging.paths import find_shipped
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from fusion.training.sources.batch import FusionSource
     from fusion.training.tasks.task import Task
 
+FROM_FILE = "file"  # the network of the weights file, or the expert, that network.settings.file names
 NETWORKS = {
     "edsr": NetworkKind("EDSR", EDSR, scale_setting="upscale"),
     "msg": NetworkKind("MSG", MSG),
@@ -152,9 +156,36 @@ def make_task(settings: TrainSettings, live: bool, rank: int, world: int, *, tru
     """The task that the settings name, on the source that the command line names."""
     if settings.task == "expert":
         return ExpertTask(settings, NETWORKS, rank, world)
+    if settings.task == "distil":
+        return DistilTask(settings, make_student(settings), make_rival(settings), rank, world)
     if live:
         return FusionTask(settings, live_source(settings, rank, world, trust_code=trust_code))
     return FusionTask(settings, CacheSource(settings, rank, world))
+
+
+def make_student(settings: TrainSettings) -> Student:
+    """A native network or EDSR by its short name, one of spandrel's by its class, or the network of a file."""
+    wanted, seed = settings.network, initial_weights_seed(settings.network, settings.seed)
+    # By its class's name as well: on the command line of distil, `msg` is the expert of that name.
+    ours = NETWORKS | {kind.architecture: kind for kind in NETWORKS.values()}
+    if wanted.name in ours:
+        network, architecture = build_network(ours, wanted, settings.seed), ours[wanted.name].architecture
+        return Student(network, architecture, wanted.settings, lambda one, lr_BCHW: one(lr_BCHW))
+    if wanted.name == FROM_FILE:
+        made = open_student(str(wanted.settings.get("file", "")), load_catalog(settings.data.catalog))
+    else:
+        made = build_architecture(wanted.name, wanted.settings, seed)
+    return Student(made.network, made.architecture, made.hyperparameters, made.run)
+
+
+def make_rival(settings: TrainSettings) -> Rival | None:
+    """What the student must beat: the rival that is named, else the file that it goes on from."""
+    started = settings.network.settings.get("file") if settings.network.name == FROM_FILE else None
+    wanted = settings.distil.rival or started
+    if wanted is None:
+        return None
+    (expert,) = open_experts([str(wanted)], config=settings.data.catalog, features="none")
+    return Rival(expert.name, lambda lr_BCHW: expert.run(lr_BCHW).sr_BCHW)
 
 
 def live_source(settings: TrainSettings, rank: int, world: int, *, trust_code: bool = False) -> LiveSource:

@@ -1,4 +1,4 @@
-"""python -m experts list | check | fetch | import | run | deploy | bench-native: know, prove, get, use, measure."""
+"""python -m experts list | check | fetch | import | run | deploy | export | bench-native: all about one expert."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from experts.apply import apply
 from experts.catalog import load_catalog
 from experts.check import check, listed
 from experts.deploy import deploy
+from experts.export import command as export
 from experts.loading.fetch import fetch
 from experts.loading.import_file import Record, describe, import_file, write_record
 from experts.loading.load import load_network
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("expert", metavar="NAME|FILE")
     one.add_argument("output", type=Path, metavar="OUT.safetensors")
     one.set_defaults(do=_deploy)
+
+    export.add_arguments(commands.add_parser("export", parents=[common, trust], help="a file for other programs"))
 
     one = commands.add_parser("bench-native", parents=[common], help="what the native networks and their parts cost")
     parts = ("cost", "fold", "quality")

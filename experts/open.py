@@ -1,7 +1,8 @@
 """Names, weights files and image folders -> experts ready to run.
 
-`hat-l` is a name from the catalog, `models/x.safetensors` any file that spandrel can load, `code:net.py:Net:x.pth` a
-file with the code that builds its network, and `images:FOLDER` a folder with the outputs of a closed model.
+`hat-l` is a name from the catalog, `models/x.safetensors` any file that spandrel can load, `models/x.onnx` a network
+for onnxruntime, `code:net.py:Net:x.pth` a file with the code that builds its network, and `images:FOLDER` a folder with
+the outputs of a closed model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from experts.image_folder import ImageFolderExpert
 from experts.loading.find_file import note_place
 from experts.loading.find_tap import find_tap
 from experts.loading.load import load_network
-from experts.loading.weights import SUFFIXES, find_weights, read_state_file, recorded_sha256, require_weights, verify
+from experts.loading.onnx_network import OnnxNetwork, load_onnx_network, onnx_tap
+from experts.loading.weights import (
+    ONNX_SUFFIX,
+    SUFFIXES,
+    find_weights,
+    read_state_file,
+    recorded_sha256,
+    require_weights,
+    verify,
+)
 from experts.pad import padded_length
 from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
@@ -119,13 +129,17 @@ def open_expert(
     path, source = require_weights(spec)
     sha256 = verify(path, source)
     vouched = source.sha256 is not None or recorded_sha256(path) is not None
-    state = read_state_file(path, sha256=sha256, vouched=vouched)
     spec = with_found_file(spec, source, path)
-    loaded = load_network(state, spec, trust_code=trust_code)
+    if path.suffix.lower() == ONNX_SUFFIX:
+        loaded = load_onnx_network(path, spec, features=features != "none")
+        spec = spec.model_copy(update={"precision": ("fp32",)})  # the file's own: no autocast reaches into it
+    else:
+        state = read_state_file(path, sha256=sha256, vouched=vouched)
+        loaded = load_network(state, spec, trust_code=trust_code)
     with without_meshgrid_warning():
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
-    note_place(path, state.sha256)
+    note_place(path, sha256)
     effective = effective_kept_tile(tile, spec.overlap, padding.multiple)
     if tile and effective != tile:
         needs = f"{spec.overlap} pixels of surroundings on each side and tiles in steps of {padding.multiple}"
@@ -138,7 +152,7 @@ def open_expert(
         architecture=loaded.architecture,
         tap=tap,
         padding=padding,
-        weights_sha256=state.sha256,
+        weights_sha256=sha256,
         device=device,
         precision=precision,
         tile=tile,
@@ -162,9 +176,9 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
     if known is not None:
         return known
     path = Path(wanted)
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in (*SUFFIXES, ONNX_SUFFIX):
         if path.is_file():
-            cure = f"use one of {', '.join(SUFFIXES)}; of a TorchScript or ONNX program save its state_dict"
+            cure = f"use one of {', '.join((*SUFFIXES, ONNX_SUFFIX))}; of a TorchScript program save its state_dict"
             raise Refusal(f"'{path.suffix}' is not a weights format", where=path, cure=cure)
         return catalog.get(wanted)
     if not path.is_file():
@@ -187,6 +201,9 @@ def tap_of(
     """The spec's own tap, or what is known of the architecture, or what running the network shows."""
     if not spec.features or features == "none":
         return None
+    if isinstance(loaded.network, OnnxNetwork):
+        named = onnx_tap(loaded.network, spec)
+        return None if named is None else _with_channels(named, loaded, padding)
     known = catalog.taps.get(loaded.architecture)
     if spec.tap is not None or known is not None:
         return _with_channels(spec.tap or Tap(module=str(known)), loaded, padding)

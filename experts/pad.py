@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def padded_length(length: int, padding: Padding) -> int:
     """The next multiple, and at least the minimum."""
     wanted = max(length, padding.minimum)
-    return -(-wanted // padding.multiple) * padding.multiple
+    # Not -(-wanted // multiple): ONNX divides negative whole numbers towards zero.
+    return (wanted + padding.multiple - 1) // padding.multiple * padding.multiple
 
 
 def pad_right_bottom(x_BCHW: Tensor, padding: Padding) -> Tensor:

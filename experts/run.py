@@ -62,7 +62,7 @@ class NetworkExpert:
         self.device = device
         self.precision: Precision = precision
         self.tile = tile
-        self._call = call
+        self.call = call
         self._code = code
         self._channels = tap.channels or 0 if tap else 0
         self._architecture = architecture
@@ -106,10 +106,10 @@ class NetworkExpert:
         padded_BCHW = pad_right_bottom(lr_BCHW, self.padding)
         with self._autocast(), without_meshgrid_warning(), self._refused_misfit():
             if self.tap is None:
-                sr_BCHW, feat_BCHW = self._call(self.network, padded_BCHW), None
+                sr_BCHW, feat_BCHW = self.call(self.network, padded_BCHW), None
             else:
                 with tapped(self.network, self.tap.module) as caught:
-                    sr_BCHW = self._call(self.network, padded_BCHW)
+                    sr_BCHW = self.call(self.network, padded_BCHW)
                 feat_BCHW = as_maps(caught.take(), self.tap.layout, padded_BCHW)
         self._require_shapes(padded_BCHW, sr_BCHW, feat_BCHW)
         return ExpertOutput(

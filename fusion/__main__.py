@@ -11,7 +11,9 @@ from imaging.paths import require_checkout
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Sequence
+    from pathlib import Path
 
 # Command: (the module whose `main(arguments)` does it, what it does). Modules are imported when called.
 COMMANDS = {
@@ -20,6 +22,7 @@ COMMANDS = {
     "judge": ("fusion.evaluation.judge", "a trained fusion model against its experts on benchmark caches"),
     "ablate": ("fusion.evaluation.ablate", "train variants of a config under one budget and compare them"),
     "train-all": ("fusion.train_all.train_all", "train all experts and their fusion within a time budget"),
+    "distil": ("fusion.distillation.command", "train one small network on an ensemble's images"),
     "doctor": ("fusion.evaluation.doctor", "check a model and print what it is made of"),
     "submit": ("fusion.inference.report.submission", "check a folder of outputs and pack it for a challenge"),
     "fit-base": ("fusion.training.tasks.fit_base", "fit the base alone: a fusion without training, in one pass"),
@@ -28,6 +31,7 @@ COMMANDS = {
     "bench-pareto": ("benchmarks.inference.pareto", "quality over CPU time of all experts and presets here"),
     "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
     "calibrate-look": ("benchmarks.inference.calibrate_input_check", "measure when inputs are warned about"),
+    "export": ("fusion.export.command", "an ensemble with its fusion as one ONNX file"),
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),
     "bench": ("benchmarks.fusion.step_cost", "measure what a training step costs against the original layout"),
 }
@@ -43,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise Refusal(f"no command '{name}'", where="python -m fusion", cure=nearest(name, COMMANDS))
-    if name == "serve":
-        return serve(rest)
+    if name in FRONT_DOORS:
+        return FRONT_DOORS[name](rest)
     module = COMMANDS[name][0]
     if module.startswith("benchmarks."):
         require_checkout(f"python -m fusion {name}")
@@ -58,6 +62,60 @@ def serve(arguments: Sequence[str]) -> int:
 
     return studio.main(arguments, build=infer.build)
 
+
+def export(arguments: Sequence[str]) -> int:
+    """As `serve`; each expert's graph comes with it."""
+    import infer
+    from experts.export.hand_over import graph_of
+    from experts.words import split_words
+    from fusion.export.command import OpenedEnsemble
+    from fusion.export.command import main as export_main
+    from fusion.inference.model_selection import select_model
+    from imaging.device import find_device
+
+    def open_ensemble(model: str, experts: str | None, catalog: Path | None, *, trust_code: bool) -> OpenedEnsemble:
+        selection, cpu = select_model(model, split_words(experts) if experts else None), find_device("cpu")
+        sources, opened = infer.open_selected(selection, cpu, config=catalog, trust_code=trust_code)
+        by_name = {one.name: one for one in opened}
+        return OpenedEnsemble(
+            infer.assemble(selection, sources, opened, cpu),
+            selection.fusion,
+            lambda name, features: graph_of(by_name[name], features=features),
+        )
+
+    return export_main(arguments, open_ensemble=open_ensemble)
+
+
+def distil(arguments: Sequence[str]) -> int:
+    """As `serve`; the teacher's images go through cache_tools, the student is built and trained as train.py does."""
+    import infer
+    import train
+    from championship_sr.teacher import EnsembleExpert, render
+    from experts.catalog import load_catalog
+    from experts.words import split_words
+    from fusion.distillation.command import main as distil_main
+    from fusion.inference.ensemble import EIGHTFOLD, PLAIN
+
+    def render_teacher(options: Namespace, out: Path, *, device: str) -> Path:
+        ensemble = infer.build(
+            options.model,
+            split_words(options.experts) if options.experts else None,
+            device=device,
+            config=options.catalog,
+            trust_code=options.trust_code,
+        )
+        teacher = EnsembleExpert(ensemble, turns=EIGHTFOLD if options.tta else PLAIN)
+        return render(teacher, out, hr=options.hr, lr=options.lr, regions=options.regions)
+
+    return distil_main(
+        arguments,
+        render=render_teacher,
+        make_task=lambda settings, rank, world: train.make_task(settings, False, rank, world),
+        is_expert=lambda name: load_catalog().find(name) is not None,
+    )
+
+
+FRONT_DOORS = {"serve": serve, "export": export, "distil": distil}
 
 if __name__ == "__main__":
     sys.exit(run(main))

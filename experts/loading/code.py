@@ -59,7 +59,7 @@ def load_code_network(state: StateFile, spec: ExpertSpec, code: CodeSource, *, t
         raise Refusal(f"does not fit {code.name}: {key_trouble(error)}", where=state.path, cure=cure) from None
     network.eval().requires_grad_(requires_grad=False)
     with _foreign(trusted.path, f"{code.name} cannot be run"):
-        probed = probe_network(network, code, trusted.path, spec.padding)
+        probed = probe_network(network, code.range, trusted.path, spec.padding)
     return LoadedNetwork(
         network,
         spec.architecture or code.name,

@@ -6,7 +6,7 @@ Legend: B batch, C channels, H and W height and width of the low-resolution imag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from experts.spec import CodeSource
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 COMFORTABLE = 32  # LR pixels a side that every network should take, once its multiple is right
@@ -38,7 +36,9 @@ class Probed:
 
 
 @torch.no_grad()
-def probe_network(network: nn.Module, code: CodeSource, where: Path, padding: Padding | None) -> Probed:
+def probe_network(
+    network: nn.Module, value_range: Literal[1, 255] | None, where: Path, padding: Padding | None
+) -> Probed:
     """One forward where the padding is given, else as many as it takes to find which sizes work; all of them small."""
     trouble: Exception | None = None
     for multiple in (padding.multiple,) if padding else MULTIPLES:
@@ -49,7 +49,7 @@ def probe_network(network: nn.Module, code: CodeSource, where: Path, padding: Pa
             trouble = trouble or error
             continue
         if sr_BCHW is not None:
-            call = _call_for_range(network, code, sr_BCHW, height, width)
+            call = _call_for_range(network, value_range, sr_BCHW, height, width)
             minimum = _smallest(network, multiple, height, where) if padding is None else padding.minimum
             return Probed(call, padding or Padding(multiple=multiple, minimum=minimum))
     if trouble is not None:
@@ -81,10 +81,12 @@ def _checked(sr_BCHW: object, height: int, width: int, where: Path) -> Tensor | 
     return None
 
 
-def _call_for_range(network: nn.Module, code: CodeSource, sr_BCHW: Tensor, height: int, width: int) -> NetworkCall:
+def _call_for_range(
+    network: nn.Module, value_range: Literal[1, 255] | None, sr_BCHW: Tensor, height: int, width: int
+) -> NetworkCall:
     """0-1 unless the YAML sets 255, or only 0-255 gives an image that looks like its input."""
-    if code.range is not None:
-        return call_in_255 if code.range == 255 else call_plainly
+    if value_range is not None:
+        return call_in_255 if value_range == 255 else call_plainly
     lr_BCHW = probe_image(height, width)
     enlarged_BCHW = nn.functional.interpolate(lr_BCHW, scale_factor=SCALE, mode="bilinear", align_corners=False)
     error = float((sr_BCHW - enlarged_BCHW).abs().mean())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+ONNX_SUFFIX = ".onnx"  # a whole network: opened by experts/loading/onnx_network.py, not read as tensors
 _PICKLE_CURE = "ask its author for a .safetensors file, or fetch it again"
 HYPERPARAMETERS_KEY = "hyperparameters"
 ARCHITECTURE_KEY = "architecture"

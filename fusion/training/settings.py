@@ -144,6 +144,17 @@ class FusionTaskSettings(Settings):
     gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
+class DistilSettings(Settings):
+    """Only for task distil: how much of the target is the truth where there is one (the rest is the teacher's image),
+    and what the student must beat: `rival`, an expert's name or file; else the file that it goes on from; else bicubic
+    enlargement."""
+
+    truth: Share = Field(default=0.5, ge=0, le=1)
+    rival: str | None = None
+    gate_resamples: PositiveInt = 2000
+    gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
 class ValidationSettings(Settings):
     """Every so many steps, on whole held-out images; `watch`: further HR folders, scored only."""
 
@@ -180,7 +191,7 @@ class LogSettings(Settings):
 class TrainSettings(Settings):
     """One training run."""
 
-    task: Literal["fusion", "expert"]
+    task: Literal["fusion", "expert", "distil"]
     run: Path
     steps: PositiveInt
     seed: int = Field(default=0, ge=0)
@@ -199,6 +210,7 @@ class TrainSettings(Settings):
     weights: dict[str, Path] = {}
     adversarial: AdversarialSettings = AdversarialSettings()
     fusion: FusionTaskSettings = FusionTaskSettings()
+    distil: DistilSettings = DistilSettings()
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     export: ExportSettings = ExportSettings()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Splitter = Literal["blur", "laplacian", "fft"]
 
-_BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)  # a Gaussian of deviation 1 pixel, nearly
+BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)  # a Gaussian of deviation 1 pixel, nearly
 
 
 class _Split(nn.Module):
@@ -96,7 +96,7 @@ def make_splitter(kind: Splitter) -> nn.Module:
 
 def _blur(x_BCHW: Tensor) -> Tensor:
     channels = x_BCHW.shape[1]
-    line = torch.tensor(_BINOMIAL, dtype=x_BCHW.dtype, device=x_BCHW.device) / sum(_BINOMIAL)
+    line = torch.tensor(BINOMIAL, dtype=x_BCHW.dtype, device=x_BCHW.device) / sum(BINOMIAL)
     wide_BCHW = F.pad(x_BCHW, (2, 2, 2, 2), mode="replicate")
     rows_BCHW = F.conv2d(wide_BCHW, line.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)
     return F.conv2d(rows_BCHW, line.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels).to(x_BCHW.dtype)

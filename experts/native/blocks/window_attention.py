@@ -48,7 +48,7 @@ class WindowAttention(nn.Module):
         size = (x_BCHW.shape[-2], x_BCHW.shape[-1])
         x_WNC = to_windows(x_BCHW, self.window, self.shift)
         context_WNC = x_WNC if context_BCHW is None else to_windows(context_BCHW, self.window, self.shift)
-        bias_hNN = self.position_bias[_relative_positions(self.window).to(x_WNC.device)].permute(2, 0, 1)
+        bias_hNN = self.position_bias[relative_positions(self.window).to(x_WNC.device)].permute(2, 0, 1)
         whole_R, cut_R, mask_RNN = self._sort(size, len(x_WNC), busy_W, x_WNC.device)
         # Masks for cut windows only, which lie along two edges: masks for all would grow with the image.
         if len(whole_R) == len(x_WNC):
@@ -82,7 +82,7 @@ class WindowAttention(nn.Module):
 
 
 @lru_cache(maxsize=8)
-def _relative_positions(window: int) -> Tensor:
+def relative_positions(window: int) -> Tensor:
     """int (N, N): the row of the bias table for each pair of positions."""
     y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
     down, right = y[:, None] - y[None], x[:, None] - x[None]
@@ -103,17 +103,21 @@ class LinearMixer(nn.Module):
         size = (x_BCHW.shape[-2], x_BCHW.shape[-1])
         x_WNC = to_windows(x_BCHW, self.window, 0)
         inside_WN1 = to_windows(torch.ones_like(x_BCHW[:, :1]), self.window, 0)
+        return from_windows(self.mix(x_WNC, inside_WN1), size, self.window, 0)
+
+    def mix(self, x_WNC: Tensor, inside_WN1: Tensor) -> Tensor:
+        """Windows, and 1 for each of their pixels that is not padding -> (W, N, C)."""
         query, key, value = (self._heads(part) for part in self.qkv(x_WNC).chunk(3, dim=-1))
         # Sums over many pixels: in float32 whatever the network runs in.
         query, key, value = F.elu(query.float()) + 1, F.elu(key.float()) + 1, value.float()
         # Padding must not count: elu + 1 makes a key of zeros 1, not 0.
         key = key * inside_WN1[:, None].float()
-        with torch.autocast(x_BCHW.device.type, enabled=False):
+        with torch.autocast(x_WNC.device.type, enabled=False):
             summed = query @ (key.transpose(-1, -2) @ value)
             weight = query @ key.sum(dim=-2, keepdim=True).transpose(-1, -2)
         # Positive, but it can underflow where all features are near their minimum.
         y_WNC = (summed / weight.clamp(min=1e-6)).transpose(1, 2).reshape(x_WNC.shape).to(x_WNC.dtype)
-        return from_windows(self.project(y_WNC), size, self.window, 0)
+        return self.project(y_WNC)
 
     def _heads(self, x_WNC: Tensor) -> Tensor:
         """(W, N, C) -> (W, h, N, C/h)."""

@@ -88,7 +88,7 @@ class WindowMixture(nn.Module):
         logits_TE = None
         if self.router is not None:
             logits_TE = self.router(torch.cat([x_TNC.mean(dim=1), x_TNC.std(dim=1)], dim=-1))
-        maps_TwwC = x_TNC.unflatten(1, (self.window, self.window))
+        maps_TwwC = x_TNC.reshape(-1, self.window, self.window, x_TNC.shape[-1])
         mixed_TCww, balance = self.mixture(maps_TwwC.permute(0, 3, 1, 2), logits_TE)
         mixed_TNC = mixed_TCww.permute(0, 2, 3, 1).flatten(1, 2)
         return x_BCHW + from_windows(mixed_TNC, size, self.window, self.shift), balance

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def padded(height: int, width: int, window: int) -> tuple[int, int]:
     """The size in whole windows."""
-    return -(-height // window) * window, -(-width // window) * window
+    # Not -(-side // window): ONNX divides negative whole numbers towards zero.
+    return (height + window - 1) // window * window, (width + window - 1) // window * window
 
 
 def to_windows(x_BCHW: Tensor, window: int, shift: int) -> Tensor:

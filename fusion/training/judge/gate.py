@@ -38,6 +38,8 @@ def paired_bootstrap(
     confidence: float,
     resamples: int,
     seed: int,
+    rival: str = "the base",
+    otherwise: str = "the base is shipped",
 ) -> GateDecision:
     """Scores by item (PSNR), and the image that each item is part of -> the decision."""
     if set(fused) != set(base) or not fused:
@@ -50,16 +52,16 @@ def paired_bootstrap(
     means_R = gain_N[chance.integers(len(gain_N), size=(resamples, len(gain_N)))].mean(axis=1)
     tail = (1 - confidence) / 2
     low, high = (float(value) for value in np.quantile(means_R, [tail, 1 - tail]))
-    passed, reason = _judge(len(gain_N), low, confidence)
+    passed, reason = _judge(len(gain_N), low, f"{rival} at {confidence:.0%} confidence", otherwise)
     return GateDecision(float(gain_N.mean()), low, high, len(gain_N), passed, reason)
 
 
-def _judge(images: int, low: float, confidence: float) -> tuple[bool, str]:
+def _judge(images: int, low: float, than: str, otherwise: str) -> tuple[bool, str]:
     if images < FEWEST_IMAGES:
         return (
             False,
-            f"{images} held-out images prove nothing, at least {FEWEST_IMAGES} are needed: the base is shipped",
+            f"{images} held-out images prove nothing, at least {FEWEST_IMAGES} are needed: {otherwise}",
         )
     if not low > 0:
-        return False, f"not better than the base at {confidence:.0%} confidence: the base is shipped"
-    return True, f"better than the base at {confidence:.0%} confidence"
+        return False, f"not better than {than}: {otherwise}"
+    return True, f"better than {than}"

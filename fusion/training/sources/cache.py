@@ -41,7 +41,7 @@ class CacheSource:
         if not self._reader.has_hr:
             raise Refusal("has no HR images to train on", where=data.cache, cure="extract it with HR images")
         hold_out_seed = settings.seed if data.hold_out_seed is None else data.hold_out_seed
-        train, self._held = _split(self._reader, data.hold_out, hold_out_seed)
+        train, self._held = split_sources(self._reader, data.hold_out, hold_out_seed)
         self._source_of = {entry.id: entry.source for entry in self._reader.entries}
         plain = {entry.id for entry in self._reader.entries if entry.dihedral == 0}
         self._fit = [item for item in train if item in plain]
@@ -147,7 +147,7 @@ def may_turn(augment: AugmentSettings, reader: CacheReader) -> bool:
     return right if wanted is None else wanted
 
 
-def _split(reader: CacheReader, hold_out: int, seed: int) -> tuple[list[str], list[str]]:
+def split_sources(reader: CacheReader, hold_out: int, seed: int) -> tuple[list[str], list[str]]:
     """Item ids to train on and held out: `hold_out` source images with all their regions."""
     images = len({entry.source for entry in reader.entries})
     if hold_out * 2 > images:

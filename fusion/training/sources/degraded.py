@@ -53,9 +53,11 @@ def refuse_for_fusion(settings: TrainSettings) -> None:
     """Settings that only task expert can follow."""
     if settings.task == "expert":
         return
+    if settings.task == "distil" and settings.data.degrade is None and settings.data.scale == 4:
+        return
     if settings.data.degrade is not None:
         raise Refusal(
-            "cannot be used for fusion: a cache holds the experts' outputs for the LR images it was extracted from, "
+            "cannot be used with a cache: a cache holds the experts' outputs for the LR images it was extracted from, "
             "not for other ones",
             where="data.degrade",
             cure="train the experts with it, or extract a cache from degraded LR images",

@@ -89,20 +89,24 @@ class FolderSource:
     def __init__(self, settings: TrainSettings, rank: int = 0, world: int = 1) -> None:
         self._batch, self._rank, self._world = settings.data.batch, rank, world
         self._scale, self._degrade = settings.data.scale, mixed(settings.data.degrade)
-        pairs, self._fingerprint = load_pairs(settings.data.hr, self._scale)
         self._seed, self._patch = settings.seed, settings.data.patch
         # What is cut out of an image: a degraded crop loses its rim, where blur and JPEG saw the cut.
         self._room = self._patch if self._degrade is None else self._patch + 2 * CONTEXT
-        held = held_out_indices(len(pairs), settings.data.hold_out)
-        self._held = [pairs[index] for index in held]
-        self._pairs = [pair for index, pair in enumerate(pairs) if index not in set(held)]
+        self._pairs, self._held, self._fingerprint = self._read(settings)
         self._augment = Augmentation(settings.augment, seed=settings.seed, live=True)
         areas = np.array([_placements(pair, self._room) for pair in self._pairs], dtype=np.float64)
         if not areas.any():
             raise Refusal(f"no image has {self._room} LR pixels on both sides", where="data.patch", cure="lower it")
         self._chances = areas / areas.sum()
         small = int((areas == 0).sum())
-        log.info("%d training images (%d too small for the patch), %d held out", len(self._pairs), small, len(held))
+        log.info("%d training images (%d too small for the patch), %d held out", len(areas), small, len(self._held))
+
+    def _read(self, settings: TrainSettings) -> tuple[list[Pair], list[Pair], str]:
+        """The images to train on, those held out, and the fingerprint of all."""
+        pairs, fingerprint = load_pairs(settings.data.hr, self._scale)
+        held = held_out_indices(len(pairs), settings.data.hold_out)
+        kept = [pair for index, pair in enumerate(pairs) if index not in set(held)]
+        return kept, [pairs[index] for index in held], fingerprint
 
     @property
     def fingerprint(self) -> str:

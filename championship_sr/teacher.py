@@ -1,0 +1,101 @@
+"""An ensemble of infer.py -> one expert of cache_tools: its images, rendered once, are what a student learns from.
+
+Axes: B batch, C colour, H and W of the LR image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from cache_tools.convert.merge import merge
+from cache_tools.write.extract import extract
+from cache_tools.write.recipe import ExtractSettings
+from experts.spec import ExpertIdentity, ExpertOutput
+from fusion.inference.ensemble import PLAIN, Place, run_tile
+from imaging.refusal import Refusal
+from imaging.scale import SCALE, enlarged
+from imaging.tiling import plan_kept_tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fusion.inference.ensemble import Ensemble
+
+TILE = 256  # LR pixels: what four light experts and their fusion hold in a few GB
+
+
+class EnsembleExpert:
+    """The experts and their fusion behind the interface of one expert without features."""
+
+    def __init__(self, ensemble: Ensemble, *, turns: Sequence[int] = PLAIN, tile: int = TILE) -> None:
+        self._ensemble, self._turns = ensemble, tuple(turns)
+        # No smaller than its surroundings leave room for.
+        self._tile = max(tile, 4 * ensemble.margin, ensemble.multiple)
+        known = json.dumps([ensemble.identity, self._turns], sort_keys=True, default=str)
+        self._sha256 = hashlib.sha256(known.encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What the cache calls it."""
+        return "teacher"
+
+    @property
+    def identity(self) -> ExpertIdentity:
+        """All experts, their fusion and the turns, in one hash; the architecture names them."""
+        return ExpertIdentity(
+            name=self.name,
+            architecture=f"ensemble of {', '.join(self._ensemble.names)}",
+            tap=None,
+            channels=0,
+            weights_sha256=self._sha256,
+            precision="fp32",
+            tiling=f"{self._tile}+{self._ensemble.margin}",
+        )
+
+    def run(self, lr_BCHW: Tensor, items: Sequence[str] = ()) -> ExpertOutput:
+        """Image by image, in tiles where it is larger than one."""
+        names = list(items) or [""] * len(lr_BCHW)
+        lr_BCHW = lr_BCHW.to(self._ensemble.device)
+        return ExpertOutput(
+            torch.stack([self._image(one, name) for one, name in zip(lr_BCHW, names, strict=True)]), None
+        )
+
+    def _image(self, lr_CHW: Tensor, item: str) -> Tensor:
+        height, width = lr_CHW.shape[-2:]
+        sr_CHW = lr_CHW.new_full((3, SCALE * height, SCALE * width), float("nan"))
+        margin, multiple = self._ensemble.margin, self._ensemble.multiple
+        for tile in plan_kept_tiles(height, width, self._tile, margin, multiple):
+            rows, columns = tile.rows, tile.columns
+            part_BCHW = lr_CHW[None, :, rows.start : rows.stop, columns.start : columns.stop]
+            place = Place(item, rows.start, columns.start, height, width)
+            fused_CHW = run_tile(self._ensemble, part_BCHW, place, turns=self._turns)[:3]
+            keep = (slice(rows.keep_start, rows.keep_stop), slice(columns.keep_start, columns.keep_stop))
+            inner = (
+                slice(rows.keep_start - rows.start, rows.keep_stop - rows.start),
+                slice(columns.keep_start - columns.start, columns.keep_stop - columns.start),
+            )
+            sr_CHW[(..., *map(enlarged, keep))] = fused_CHW[(..., *map(enlarged, inner))]
+        return sr_CHW
+
+
+def render(teacher: EnsembleExpert, out: Path, *, hr: Sequence[Path], lr: Sequence[Path], regions: int = 0) -> Path:
+    """Folders of HR or of LR images -> a cache of the profile `images`; what is there already is kept."""
+    folders = [(folder, None) for folder in hr] + [(None, folder) for folder in lr]
+    parts = [out] if len(folders) == 1 else [out.with_name(f"{out.name}-{index}") for index in range(len(folders))]
+    for (true, small), part in zip(folders, parts, strict=True):
+        settings = ExtractSettings(out=part, hr=true, lr=small, profile="images", regions=regions)
+        report = extract(settings, [teacher])
+        if report.failures:
+            first = report.failures[0]
+            what = f"{len(report.failures)} images cannot be rendered (first: {first.item}: {first.reason})"
+            raise Refusal(what, where=true or small or out, cure="remove or repair them")
+    if len(parts) > 1:
+        merge(parts, out)
+    return out

@@ -1,0 +1,1 @@
+"""Experts -> files of other programs: ONNX, ncnn, safetensors."""

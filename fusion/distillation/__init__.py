@@ -1,0 +1,1 @@
+"""An ensemble -> one small network."""

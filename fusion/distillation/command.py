@@ -1,0 +1,124 @@
+"""`python -m fusion distil`: an ensemble's images, rendered once -> a student trained on them, shipped if it is better.
+
+Every part goes on where it was stopped: the same command again renders what is missing and trains from the last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from fusion.inference.model_selection import DEFAULT
+from fusion.training.loop.loop import train
+from fusion.training.settings import TrainSettings
+from imaging.atomic import atomic_path
+from imaging.command import DONE, FAILURES_LISTED, print_json
+from imaging.device import AUTO, choose_device
+from imaging.hashes import file_sha256
+from imaging.paths import find_shipped
+from imaging.refusal import Refusal
+from imaging.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fusion.training.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+CONFIG = Path("configs/distil_fast.yaml")
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
+class Render(Protocol):
+    """Opens the teacher and renders its images into a cache; only a front door can."""
+
+    def __call__(self, options: argparse.Namespace, out: Path, *, device: str) -> Path:
+        """The words of the command line -> the cache."""
+        ...
+
+
+def main(
+    arguments: Sequence[str],
+    *,
+    render: Render,
+    make_task: Callable[[TrainSettings, int, int], Task],
+    is_expert: Callable[[str], bool],
+) -> int:
+    """Render, train, judge, ship."""
+    options = _parse(arguments)
+    out: Path = options.out
+    if out.suffix != ".safetensors":
+        raise Refusal("is not a .safetensors name", where=out, cure="name the output FILE.safetensors")
+    if bool(options.hr) == bool(options.lr):
+        raise Refusal("needs images", where="fusion distil", cure="give --hr DIR or --lr DIR, as often as wanted")
+    work: Path = options.work or out.with_name(f"{out.stem}_distil")
+    settings = _settings(options, work, is_expert)  # before the rendering: a mistyped setting costs nothing
+    render(options, work / "teacher", device=choose_device(options.device))
+    summary = train(settings, lambda rank, world: make_task(settings, rank, world), resume=True)
+    if not summary:  # a process of several that is not the first
+        return DONE
+    passed = bool(summary["gate"]["passed"])
+    if passed:
+        with atomic_path(out) as temporary:
+            shutil.copyfile(settings.run / summary["model"], temporary)
+    _tell(options, out, settings.run, summary, passed)
+    return DONE if passed else FAILURES_LISTED
+
+
+def _settings(options: argparse.Namespace, work: Path, is_expert: Callable[[str], bool]) -> TrainSettings:
+    """The config, the command line's settings, and what the command itself decides."""
+    own = ["task=distil", f"run={work / 'run'}", f"data.cache={work / 'teacher'}"]
+    if options.catalog is not None:
+        own.append(f"data.catalog={options.catalog}")
+    student = options.student
+    if student is not None:
+        is_file = Path(student).suffix.lower() in FILE_ENDINGS or is_expert(student)
+        name, values = ("file", {"file": student}) if is_file else (student, {})
+        # The config's settings are those of the config's network: another one has its own defaults.
+        own.append(f"network={json.dumps({'name': name, 'settings': values})}")
+    return load_settings(TrainSettings, find_shipped(options.config), [*own, *options.overrides])
+
+
+def _tell(options: argparse.Namespace, out: Path, run: Path, summary: dict[str, object], passed: bool) -> None:
+    gate = summary["gate"]
+    assert isinstance(gate, dict)
+    if options.json:
+        print_json({**summary, "shipped": str(out) if passed else None, "sha256": file_sha256(out) if passed else None})
+        return
+    interval = f"{gate['gain_db']:+.3f} dB, {gate['low_db']:+.3f} to {gate['high_db']:+.3f}, {gate['images']} images"
+    shipped = f"{out}: " if passed else f"{out} is not written: "
+    sys.stdout.write(f"{shipped}{gate['reason']} ({interval}); the run is in {run}\n")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fusion distil", description=__doc__)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="section.key=value", help="settings of the training to change")
+    add("--model", default=DEFAULT, help="the teacher, as infer.py --model: a preset, a run, none with --experts")
+    add("--experts", help="as infer.py --experts: a,b,c")
+    add("--hr", type=Path, action="append", default=[], metavar="DIR", help="true images; may be repeated")
+    add("--lr", type=Path, action="append", default=[], metavar="DIR", help="unlabelled LR images; may be repeated")
+    add("--student", metavar="FILE|ARCH", help="a weights file or an expert to go on from; or SPAN, MSG, EDSR, ...")
+    add("--out", type=Path, required=True, metavar="FILE.safetensors")
+    add("--config", type=Path, default=CONFIG, help=f"the training's plan ({CONFIG})")
+    add("--work", type=Path, metavar="DIR", help="where cache and run are kept (FILE_distil beside --out)")
+    add("--tta", action="store_true", help="the teacher's images are means over eight turns, at eight times the cost")
+    add(
+        "--regions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N sampled regions of 128 LR pixels per image, not all of it",
+    )
+    add("--device", default=AUTO, help="where the teacher runs (the training: device=...)")
+    add("--catalog", type=Path, metavar="FILE", help="a YAML file with further experts")
+    add("--trust-code", action="store_true", help="run the Python file of a code: expert")
+    add("--json", action="store_true", help="print one JSON document")
+    return parser.parse_args(arguments)

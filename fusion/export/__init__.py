@@ -1,0 +1,1 @@
+"""An ensemble and its fusion -> one file of another program."""
