@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from cache_tools.convert.merge import merge
+from cache_tools.read.reader import CacheReader
 from cache_tools.write.extract import extract
 from cache_tools.write.recipe import ExtractSettings
 from experts.spec import ExpertIdentity, ExpertOutput
-from fusion.inference.ensemble import PLAIN, Place, run_tile
+from fusion.inference.ensemble import PLAIN, Answer, Place, run_tile
 from imaging.refusal import Refusal
 from imaging.scale import SCALE, enlarged
 from imaging.tiling import plan_kept_tiles
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.inference.ensemble import Ensemble
+    from fusion.inference.ensemble import Ensemble, RunExpert
 
 TILE = 256  # LR pixels: what four light experts and their fusion hold in a few GB
 
@@ -83,6 +86,40 @@ class EnsembleExpert:
             )
             sr_CHW[(..., *map(enlarged, keep))] = fused_CHW[(..., *map(enlarged, inner))]
         return sr_CHW
+
+
+def with_cached_experts(ensemble: Ensemble, root: Path) -> Ensemble:
+    """The same ensemble, whose experts' outputs are read from a cache wherever it holds the very image.
+
+    Images that the cache does not hold, or holds with another LR image, and turned ones are run.
+    """
+    reader = CacheReader(root)
+    known = {one.name: one.weights_sha256 for one in reader.recipe.experts}
+    for name, identity in ensemble.identity["experts"].items():
+        if known.get(name) != identity["weights_sha256"]:
+            what = f"was made with other weights of {name!r}" if name in known else f"does not hold the expert {name!r}"
+            raise Refusal(what, where=root, cure="leave --cache out, or extract one with the teacher's experts")
+    items = {entry.id for entry in reader.entries}
+    read = lru_cache(maxsize=1)(reader.read)  # one image's experts come one after another
+
+    def answer(name: str, run: RunExpert) -> RunExpert:
+        def read_or_run(lr_BCHW: Tensor, place: Place, turn: int) -> Answer:
+            if turn or place.item not in items:
+                return run(lr_BCHW, place, turn)
+            batch = read(place.item)
+            rows = slice(place.top, place.top + lr_BCHW.shape[-2])
+            columns = slice(place.left, place.left + lr_BCHW.shape[-1])
+            if not torch.equal(batch.lr_BCHW[..., rows, columns], lr_BCHW.cpu()):
+                return run(lr_BCHW, place, turn)
+            sr_BCHW = batch.sr_BECHW[:, batch.experts.index(name), :, enlarged(rows), enlarged(columns)]
+            feat_BCHW = batch.feats.get(name)
+            if feat_BCHW is not None:
+                feat_BCHW = feat_BCHW[..., rows, columns].to(lr_BCHW.device)
+            return Answer(sr_BCHW.to(lr_BCHW.device), feat_BCHW)
+
+        return read_or_run
+
+    return replace(ensemble, experts={name: answer(name, run) for name, run in ensemble.experts.items()})
 
 
 def render(teacher: EnsembleExpert, out: Path, *, hr: Sequence[Path], lr: Sequence[Path], regions: int = 0) -> Path:

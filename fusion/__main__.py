@@ -90,7 +90,7 @@ def distil(arguments: Sequence[str]) -> int:
     """As `serve`; the teacher's images go through cache_tools, the student is built and trained as train.py does."""
     import infer
     import train
-    from championship_sr.teacher import EnsembleExpert, render
+    from championship_sr.teacher import EnsembleExpert, render, with_cached_experts
     from experts.catalog import load_catalog
     from experts.words import split_words
     from fusion.distillation.command import main as distil_main
@@ -104,6 +104,8 @@ def distil(arguments: Sequence[str]) -> int:
             config=options.catalog,
             trust_code=options.trust_code,
         )
+        if options.cache is not None:
+            ensemble = with_cached_experts(ensemble, options.cache)
         teacher = EnsembleExpert(ensemble, turns=EIGHTFOLD if options.tta else PLAIN)
         return render(teacher, out, hr=options.hr, lr=options.lr, regions=options.regions)
 

@@ -105,6 +105,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--experts", help="as infer.py --experts: a,b,c")
     add("--hr", type=Path, action="append", default=[], metavar="DIR", help="true images; may be repeated")
     add("--lr", type=Path, action="append", default=[], metavar="DIR", help="unlabelled LR images; may be repeated")
+    add("--cache", type=Path, metavar="DIR", help="a cache that holds the teacher's experts on these images already")
     add("--student", metavar="FILE|ARCH", help="a weights file or an expert to go on from; or SPAN, MSG, EDSR, ...")
     add("--out", type=Path, required=True, metavar="FILE.safetensors")
     add("--config", type=Path, default=CONFIG, help=f"the training's plan ({CONFIG})")

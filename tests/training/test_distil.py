@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,18 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cache_tools.__main__ import main as cache_command
 from cache_tools.read.reader import CacheReader
+from championship_sr.teacher import with_cached_experts
 from experts.open import open_experts
 from fusion.__main__ import main
-from fusion.inference.ensemble import Place, run_tile
+from fusion.inference.ensemble import Answer, Place, run_tile
 from fusion.training.judge.gate import paired_bootstrap
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.teacher import TeacherSource
 from imaging import command
 from imaging.files import quantize_u8
+from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 from infer import build
 from tests.training.parts import write_config, write_pictures, write_tiny_expert
@@ -148,6 +152,44 @@ def test_unlabelled_images_are_enough(stage: Stage, capsys: Capsys) -> None:
     assert stage.run("--json", images=("--lr", lr), steps=40) == 0  # nothing to go on from: better than bicubic
     scores = json.loads(capsys.readouterr().out)["gate_scores"]
     assert set(scores) == {"student", "bicubic"}  # measured against the teacher, so it has no row
+
+
+def test_a_cache_of_its_experts_replaces_running_them(stage: Stage) -> None:
+    cache = stage.folder / "cache"
+    words = ("--experts", ",".join(stage.experts), "--hr", str(stage.hr), "--out", str(cache))
+    assert cache_command(["extract", *words]) == 0
+    ensemble = build("none", stage.experts, device="cpu")
+
+    def fail(lr_BCHW: torch.Tensor, place: Place, turn: int) -> Answer:
+        raise AssertionError((lr_BCHW.shape, place, turn))
+
+    nothing_runs = replace(ensemble, experts=dict.fromkeys(ensemble.experts, fail))
+    batch = CacheReader(cache).read(next(iter(CacheReader(cache).entries)).id)
+    height, width = batch.lr_BCHW.shape[-2:]
+    read = with_cached_experts(nothing_runs, cache)
+    wanted = batch.sr_BECHW.mean(1)
+    place = Place(batch.items[0], 0, 0, height, width)
+    assert torch.equal(run_tile(read, batch.lr_BCHW, place), wanted[0])
+    part_BCHW = batch.lr_BCHW[..., 3:, 2:]
+    assert torch.equal(run_tile(read, part_BCHW, place.moved(3, 2)), wanted[0, :, 12:, 8:])
+    for lr_BCHW, other, turn in (
+        (batch.lr_BCHW, Place("unknown", 0, 0, height, width), 0),
+        (1 - batch.lr_BCHW, place, 0),
+        (batch.lr_BCHW, place, 1),
+    ):
+        with pytest.raises(AssertionError):
+            run_tile(read, lr_BCHW, other, turns=(turn,))
+    assert stage.run("--cache", cache, steps=1) in (0, 1)
+
+
+def test_a_cache_of_other_weights_is_no_teacher_s(stage: Stage, capsys: Capsys) -> None:
+    cache, other = stage.folder / "cache", write_tiny_expert(stage.folder / "other" / "b.safetensors", 7)
+    assert cache_command(["extract", "--experts", str(other), "--hr", str(stage.hr), "--out", str(cache)]) == 0
+    assert stage.run("--cache", cache) == 2
+    assert "does not hold the expert 'a'" in capsys.readouterr().err
+    ensemble = build("none", stage.experts[1:], device="cpu")
+    with pytest.raises(Refusal, match="was made with other weights of 'b'"):
+        with_cached_experts(ensemble, cache)
 
 
 def test_two_folders_become_one_cache(stage: Stage) -> None:
