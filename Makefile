@@ -4,6 +4,7 @@
 # make wheel-test   set up, build the wheel, install it away from the checkout, run it
 # make attack  set up, then 10,000 damaged and hostile inputs through every reader; docs/results/attack.md
 # make cluster-test   set up, install Ray and an S3 server, run the tests of several machines and object storage
+# make try    set up, then docs/try: the network `fast` in a page of this machine's browser; needs npm
 # make clean  remove what the demo made; make distclean also the environment
 #
 # TORCH=cpu TORCH_INDEX=URL   on Linux x86_64: torch without CUDA. The address is the one that PyTorch's own "Get Started"
@@ -22,7 +23,7 @@ else
 SIZE   := 6 GB
 endif
 
-.PHONY: demo test lint wheel-test attack cluster-test clean distclean
+.PHONY: demo test lint wheel-test attack cluster-test try clean distclean
 
 $(READY): pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "refused: no python3 on the PATH; install Python 3.11"; exit 2; }
@@ -61,6 +62,12 @@ lint: $(READY)
 cluster-test: $(READY)
 	@$(PIP) -e ".[cluster-dev]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/cluster
+
+try: $(READY)
+	@command -v npm >/dev/null || { echo "refused: no npm on the PATH; install Node.js"; exit 2; }
+	cd docs/try && npm install --no-audit --no-fund --no-package-lock
+	$(BIN)/python -m experts export pretrained/fast.safetensors --to onnx docs/try/fast.onnx
+	$(BIN)/python docs/try/serve.py
 
 wheel-test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/package/test_wheel.py

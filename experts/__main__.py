@@ -20,7 +20,7 @@ from experts.loading.fetch import fetch
 from experts.loading.import_file import Record, describe, import_file, write_record
 from experts.loading.load import load_network
 from experts.loading.weights import read_state_file
-from experts.open import open_expert, open_experts
+from experts.open import open_expert, open_experts, spec_of
 from imaging import command
 from imaging.atomic import write_text
 from imaging.degrade import DegradeSettings
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from experts.spec import ExpertSpec
 
 MIRROR = "CHAMPIONSHIP_SR_MIRROR"
+LISTED_SET = "Set5"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -122,10 +123,13 @@ def _list(options: argparse.Namespace, catalog: Catalog) -> int:
     if options.json:
         command.print_json([asdict(line) for line in lines])
         return command.DONE
+    print(f"{'':9}{'expert':10} {'size':>8}  {LISTED_SET + ' dB':>11}  licence      file (dB: measured here/published)")
     for line in lines:
         size = f"{line.parameters / 1e6:6.2f} M" if line.parameters else "       -"
         state = "here   " if line.present else "missing"
-        print(f"{state}  {line.name:10} {size}  {line.licence:12} {line.file}  ({line.title})")
+        both = (line.measured, line.published)
+        score = "/".join(f"{one[LISTED_SET]:.2f}" if LISTED_SET in one else "-" for one in both)
+        print(f"{state}  {line.name:10} {size}  {score:>11}  {line.licence:12} {line.file}  ({line.title})")
     return command.DONE
 
 
@@ -146,15 +150,16 @@ def _fetch(options: argparse.Namespace, catalog: Catalog) -> int:
     if not names:
         raise Refusal("names no expert", where="fetch", cure="give names, or --preset strong")
     specs = [catalog.get(name) for name in dict.fromkeys(names)]  # before the first byte: a mistyped name costs nothing
-    records = [_fetch_one(spec, options.mirror, quiet=options.json) for spec in specs]
+    records = [_fetch_one(spec, catalog, options.mirror, quiet=options.json) for spec in specs]
     if options.json:
         documents = [record.document() for record in records]
         command.print_json(documents[0] if len(documents) == 1 else documents)
     return command.DONE
 
 
-def _fetch_one(spec: ExpertSpec, mirror: str | None, *, quiet: bool) -> Record:
+def _fetch_one(spec: ExpertSpec, catalog: Catalog, mirror: str | None, *, quiet: bool) -> Record:
     path, sha256 = fetch(spec, pretrained_folder(), mirror=mirror)
+    spec = spec_of(spec.name, catalog)  # whose code is there now
     source = next(one for one in spec.weights if one.url)
     state = read_state_file(path, sha256)
     record = describe(state, load_network(state, spec), spec, source, source.url or "")

@@ -87,7 +87,7 @@ def _beside(catalog: Catalog, folder: Path) -> Catalog:
             for source in spec.weights
         )
         code = spec.code
-        if code is not None:
+        if code is not None and (code.url is None or (folder / code.file).is_file()):
             code = code.model_copy(update={"file": str(folder / code.file)})
         return spec.model_copy(update={"weights": sources, "code": code})
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from experts.loading.weights import find_weights
+from experts.open import open_expert
 from experts.run import NetworkExpert
+from imaging.device import find_device
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from experts.catalog import Catalog
     from experts.spec import Precision
-
-from experts.open import open_expert
-from imaging.device import find_device
 
 CHECK_SIZE = 64
 
@@ -30,6 +31,7 @@ class CheckReport:
     name: str
     architecture: str
     parameters: int
+    multiply_adds_per_pixel: int
     tap: str | None
     sr_shape: list[int]
     feature_shape: list[int] | None
@@ -67,6 +69,7 @@ def check(
         name=expert.name,
         architecture=identity.architecture,
         parameters=sum(p.numel() for p in expert.network.parameters()),
+        multiply_adds_per_pixel=round(multiply_adds(expert, lr_BCHW) / size**2),
         tap=identity.tap,
         sr_shape=list(output.sr_BCHW.shape),
         feature_shape=None if features is None else list(features.shape),
@@ -78,6 +81,14 @@ def check(
         sha256=identity.weights_sha256,
         code=identity.code,
     )
+
+
+def multiply_adds(expert: NetworkExpert, lr_BCHW: torch.Tensor) -> float:
+    """Of convolutions and matrix products of one run, padding included; other work is not counted."""
+    # Attention as separate matrix products: the counter skips its fused form on a CPU.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        expert.run(lr_BCHW)
+    return counter.get_total_flops() / 2
 
 
 def smooth_image(size: int) -> torch.Tensor:
@@ -104,6 +115,8 @@ class ListedExpert:
     title: str
     architecture: str | None
     parameters: int | None
+    measured: dict[str, float]
+    published: dict[str, float]
     present: bool
     file: str
     licence: str
@@ -123,6 +136,8 @@ def listed(catalog: Catalog) -> list[ListedExpert]:
                 title=spec.title or spec.name,
                 architecture=spec.architecture,
                 parameters=spec.parameters,
+                measured=spec.measured,
+                published=spec.published,
                 present=path is not None,
                 file=str(path or source.file),
                 licence=source.licence,

@@ -37,7 +37,7 @@ from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSou
 from experts.tap import as_maps, caught_outputs, find_layer
 from experts.words import CODE_PREFIX, parse_code_word
 from imaging.device import find_device
-from imaging.paths import pretrained_folder
+from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
 from imaging.tiling import effective_kept_tile
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from experts.loading.loaded import LoadedNetwork
+    from experts.spec import CodeSource
     from experts.stored import StoredExperts
 
 log = logging.getLogger(__name__)
@@ -107,9 +108,14 @@ def fetched_experts(wanted: Sequence[str], catalog: Catalog) -> tuple[str, ...]:
 
 
 def _can_be_fetched(name: str, catalog: Catalog) -> bool:
-    """Its weights are missing, and the catalog has their address."""
+    """Its weights or their code are missing, and the catalog has their address."""
     spec = catalog.find(name)
-    return spec is not None and find_weights(spec) is None and any(one.url for one in spec.weights)
+    if spec is None:
+        return False
+    code = spec.code
+    if code is not None and code.url and not Path(code.file).is_file() and find_pretrained(code.file) is None:
+        return True
+    return find_weights(spec) is None and any(one.url for one in spec.weights)
 
 
 def open_expert(
@@ -174,7 +180,7 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
         return ExpertSpec(name=_name_of(Path(file)), code=code, weights=(WeightsSource(file=file),))
     known = catalog.find(wanted)
     if known is not None:
-        return known
+        return known if known.code is None else _with_found_code(known, known.code)
     path = Path(wanted)
     if path.suffix.lower() not in (*SUFFIXES, ONNX_SUFFIX):
         if path.is_file():
@@ -188,6 +194,12 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
         published = next(s for s in of_catalog[0].weights if Path(s.file).name == path.name)
         return of_catalog[0].model_copy(update={"weights": (published.model_copy(update={"file": wanted}),)})
     return ExpertSpec(name=_name_of(path), weights=(WeightsSource(file=wanted),))
+
+
+def _with_found_code(spec: ExpertSpec, code: CodeSource) -> ExpertSpec:
+    """Published code lies where published weights do; code beside a user's own YAML has its full path already."""
+    path = Path(code.file) if Path(code.file).is_file() else find_pretrained(code.file)
+    return spec if path is None else spec.model_copy(update={"code": code.model_copy(update={"file": str(path)})})
 
 
 def _name_of(weights: Path) -> str:

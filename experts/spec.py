@@ -61,10 +61,10 @@ class WeightsSource(Settings):
 
 
 class CodeSource(Settings):
-    """A user's own network: a class or function in a Python file, and what it is called with.
+    """A network of its own code: a class or function in a Python file, and what it is called with.
 
     `sha256` pins the file, which then runs without being asked for again. `range` is the largest value of the images
-    that the network takes; left out, it is found.
+    that the network takes; left out, it is found. Published code has an address, as weights do.
     """
 
     file: str
@@ -72,6 +72,10 @@ class CodeSource(Settings):
     arguments: dict[str, Any] = {}
     sha256: str | None = None
     range: Literal[1, 255] | None = None
+    page: str = ""
+    licence: str = "unknown"
+    url: str | None = None
+    bytes: int | None = None
 
 
 class ExpertSpec(Settings):
@@ -79,7 +83,7 @@ class ExpertSpec(Settings):
 
     `hyperparameters` are what the file must agree with, and what the network is built from where the file
     cannot tell. `tap`, `padding` and `precision` left out mean: as is known of that architecture.
-    `measured` is Y-PSNR in dB by test set, 4 border pixels left out, from the very file.
+    `measured` is Y-PSNR in dB by test set, 4 border pixels left out, from the very file; `published` the authors' own.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -90,6 +94,7 @@ class ExpertSpec(Settings):
     code: CodeSource | None = None
     parameters: int | None = None
     measured: dict[str, float] = {}
+    published: dict[str, float] = {}
     tap: Tap | None = None
     features: bool = True
     padding: Padding | None = None

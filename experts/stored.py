@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experts.catalog import built_in_catalog
 from experts.loading.find_file import find_file
 from experts.loading.weights import SUFFIXES
 from experts.run import NetworkExpert
@@ -117,11 +118,11 @@ class StoredExperts:
         return located if spec.code is None else self._with_code(located, spec.code, path, trust_code)
 
     def _with_code(self, spec: ExpertSpec, code: CodeSource, weights: Path, trust_code: bool) -> ExpertSpec:
-        """A header may come from anybody: the hash in it finds the code, but only the user lets it run."""
+        """A header may come from anybody: its hash finds the code, but the user or our own catalog must let it run."""
         path = self._find(code.file, code.sha256, None, weights.parent)
         if path is None:
             raise self._gone(f"the code of expert '{spec.name}'", code.file, code.sha256)
-        if not trust_code:
+        if not trust_code and code.sha256 not in {one.code.sha256 for one in built_in_catalog().experts if one.code}:
             cure = "read it, then add --trust-code"
             raise Refusal(f"is Python code that would be run to build {code.name}", where=path, cure=cure)
         return spec.model_copy(update={"code": code.model_copy(update={"file": str(path)})})

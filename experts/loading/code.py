@@ -76,7 +76,10 @@ def read_code(code: CodeSource, *, trust: bool) -> TrustedCode:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise Refusal(f"cannot be read ({error.strerror})", where=path, cure="check the path of the code") from None
+        cure = (
+            "check the path of the code" if code.url is None else "`python -m experts fetch` gets it with the weights"
+        )
+        raise Refusal(f"cannot be read ({error.strerror})", where=path, cure=cure) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if code.sha256 is not None and code.sha256.lower() != sha256:
         what = f"sha256 is {sha256[:16]}..., pinned is {code.sha256[:16]}: the code has changed"

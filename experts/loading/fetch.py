@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
+from experts.spec import WeightsSource
 from imaging import atomic
 from imaging.files import inside
 from imaging.hashes import file_sha256
@@ -21,7 +22,7 @@ from imaging.refusal import Refusal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from experts.spec import ExpertSpec, WeightsSource
+    from experts.spec import ExpertSpec
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0
@@ -34,7 +35,7 @@ def fetch(
 ) -> tuple[Path, str]:
     """Download the first file of the expert that has an address into `folder`; return its path and sha256.
 
-    A file that is there already and has the published hash is left alone.
+    Its code comes first, if that has an address. A file that is there already and has the published hash is left alone.
     """
     source = next((one for one in spec.weights if one.url), None)
     if source is None or source.url is None:
@@ -42,10 +43,20 @@ def fetch(
         where = folder / spec.weights[0].file
         cure = f"get it by hand from {page or 'its author'} and put it there, or `python -m experts import` it"
         raise Refusal(f"'{spec.name}' has no address to fetch from", where=where, cure=cure)
+    code = spec.code
+    if code is not None and code.url is not None:
+        published = WeightsSource(file=code.file, url=code.url, bytes=code.bytes, sha256=code.sha256)
+        _fetch_file(published, code.url, folder, mirror, pause)
+    return _fetch_file(source, source.url, folder, mirror, pause)
+
+
+def _fetch_file(
+    source: WeightsSource, address: str, folder: Path, mirror: str | None, pause: float
+) -> tuple[Path, str]:
     final = inside(folder, source.file)
     if source.sha256 and final.is_file() and file_sha256(final) == source.sha256:
         return final, source.sha256
-    url = mirrored(source.url, mirror)
+    url = mirrored(address, mirror)
     if urlparse(url).scheme not in ("http", "https"):
         raise Refusal("is not an http address", where=url, cure="correct the url")
     partial = final.with_name(f".{final.name}.part")

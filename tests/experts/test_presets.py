@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from experts.__main__ import MIRROR, main
 from experts.catalog import Catalog, built_in_catalog, load_catalog
-from experts.open import open_experts
+from experts.open import fetched_experts, open_experts
 from imaging import command
 from imaging.files import read_rgb
 from imaging.metrics import psnr
@@ -20,6 +23,7 @@ from tests.experts.parts import save_network, small_network
 from tests.experts.test_fetch import Server, server  # noqa: F401 (a fixture)
 
 STRONG = ("dctlsa", "craft", "hit-srf")
+LIGHT = ("eaglesr", "sepsrnet")
 Capsys = pytest.CaptureFixture[str]
 
 
@@ -45,14 +49,15 @@ def run(*words: object) -> int:
 def test_the_preset_is_in_the_catalog_and_every_address_names_a_commit() -> None:
     catalog = built_in_catalog()
     assert catalog.preset("strong") == STRONG
-    for name in STRONG:
-        (source,) = catalog.get(name).weights
-        assert source.url is not None
-        assert re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+", source.url)
-        assert source.sha256 is not None
-        assert len(source.sha256) == 64
-        assert source.bytes
-        assert source.licence != "unknown"
+    for name in (*STRONG, *LIGHT):
+        spec = catalog.get(name)
+        for source in (*spec.weights, *([spec.code] if spec.code else [])):
+            assert source.url is not None
+            assert re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+", source.url)
+            assert source.sha256 is not None
+            assert len(source.sha256) == 64
+            assert source.bytes
+            assert source.licence != "unknown"
     with pytest.raises(Refusal, match="did you mean 'strong'"):
         catalog.preset("stong")
 
@@ -120,6 +125,88 @@ def test_a_file_that_is_not_there_is_one_line(server: Server, two_experts: Path,
     assert "404" in capsys.readouterr().err
 
 
+CODE = """
+from torch import nn
+from torch.nn.functional import interpolate
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 3, 3, padding=1)
+    def forward(self, x):
+        return interpolate(x + self.body(x), scale_factor=4)
+"""
+
+
+@pytest.fixture
+def with_code(server: Server, tmp_path: Path) -> Path:  # noqa: F811
+    """A user's catalog of a network whose code is published beside its weights."""
+    file = tmp_path / "net.safetensors"
+    save_file({"body.weight": torch.zeros(3, 3, 3, 3), "body.bias": torch.zeros(3)}, file)
+    server.files["/m/net.safetensors"], server.files["/m/net.py"] = file.read_bytes(), CODE.encode()
+    file.unlink()
+    code = {"file": "net.py", "name": "Net", "url": "https://example.org/m/net.py", "sha256": sha256(CODE.encode())}
+    source = {"file": "net.safetensors", "url": "https://example.org/m/net.safetensors"}
+    config = tmp_path / "mine.yaml"
+    config.write_text(json.dumps({"experts": [{"name": "ours", "code": code, "weights": [source]}]}))
+    return config
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_published_code_comes_with_its_weights_and_is_pinned(
+    server: Server,  # noqa: F811
+    with_code: Path,
+    pretrained: Path,
+    capsys: Capsys,
+) -> None:
+    words = ("ours", "--config", with_code)
+    assert run("check", *words) == 2
+    assert "run `python -m experts fetch ours`" in capsys.readouterr().err
+    assert run("fetch", *words, "--mirror", base(server)) == 0
+    assert (pretrained / "net.py").read_text() == CODE
+    assert run("check", *words) == 0
+    assert f"{sha256(CODE.encode())} Net()" in capsys.readouterr().out
+    (pretrained / "net.py").write_text(CODE + "# changed")
+    assert run("check", *words) == 2
+    assert "the code has changed" in capsys.readouterr().err
+    (pretrained / "net.py").unlink()
+    assert fetched_experts(["ours", "edsr-s"], load_catalog(with_code)) == ("edsr-s",)
+    assert run("check", *words) == 2
+    assert "`python -m experts fetch` gets it with the weights" in capsys.readouterr().err
+
+
+def test_other_code_than_the_published_is_not_kept(
+    server: Server,  # noqa: F811
+    with_code: Path,
+    pretrained: Path,
+    capsys: Capsys,
+) -> None:
+    server.files["/m/net.py"] = CODE.replace("3", "4").encode()
+    assert run("fetch", "ours", "--config", with_code, "--mirror", base(server)) == 2
+    assert "published is" in capsys.readouterr().err
+    assert list(pretrained.iterdir()) == []
+
+
+def test_light_networks_with_code_from_a_mirror(
+    server: Server,  # noqa: F811
+    weights: Path,
+    pretrained: Path,
+    capsys: Capsys,
+) -> None:
+    """Published code that the built-in catalog pins runs without being asked for by name."""
+    for name in LIGHT:
+        spec = built_in_catalog().get(name)
+        assert spec.code is not None
+        for source, folder in ((spec.weights[0], weights), (spec.code, weights.parent / "code")):
+            server.files[urlparse(str(source.url)).path] = (folder / source.file).read_bytes()
+    assert run("fetch", *LIGHT, "--mirror", base(server), "--json") == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [(one["architecture"], one["parameters"]) for one in records] == [("EagleSR", 352400), ("SepSRNet", 251091)]
+    assert [expert.identity.channels for expert in open_experts(LIGHT)] == [64, 48]
+
+
 def serve(server: Server, weights: Path, catalog: Catalog) -> None:  # noqa: F811
     for name in STRONG:
         (source,) = catalog.get(name).weights
@@ -156,9 +243,11 @@ def test_import_knows_a_published_file_by_its_hash(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRONG)
+@pytest.mark.parametrize("name", (*STRONG, *LIGHT))
 def test_the_measured_score(weights: Path, shared_data: Path, pretrained: Path, name: str) -> None:
-    pretrained.symlink_to(weights)
+    pretrained.mkdir()
+    for path in (*weights.iterdir(), *(weights.parent / "code").iterdir()):
+        (pretrained / path.name).symlink_to(path)
     (expert,) = open_experts([name])
     scores = []
     for path in sorted((shared_data / "bench" / "Set5" / "LRx4").glob("*.png")):
