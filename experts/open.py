@@ -36,7 +36,7 @@ from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
 from experts.tap import as_maps, caught_outputs, find_layer
 from experts.words import CODE_PREFIX, parse_code_word
-from imaging.device import find_device
+from imaging.device import find_device, warn_of_slow_bf16
 from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
 from imaging.tiling import effective_kept_tile
@@ -74,6 +74,7 @@ def open_experts(
     catalog = load_catalog(config)
     own = set(catalog.names) - set(built_in_catalog().names)
     where = find_device(str(device))
+    warn_of_slow_bf16(where, precision, "--precision bf16")
     opened = list[Expert]()
     for one in wanted:
         known = None if stored is None or one in own else stored.find(one, catalog, trust_code=trust_code)
