@@ -18,9 +18,9 @@ import torch
 from experts.call import without_meshgrid_warning
 from experts.catalog import Catalog, built_in_catalog, load_catalog
 from experts.image_folder import ImageFolderExpert
-from experts.loading.edsr import EDSR
 from experts.loading.find_file import note_place
 from experts.loading.find_tap import find_tap
+from experts.loading.folded_tail import fold_upsampler
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork, load_onnx_network, onnx_tap
 from experts.loading.weights import (
@@ -147,8 +147,8 @@ def open_expert(
     with without_meshgrid_warning():
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
-    if isinstance(loaded.network, EDSR) and device.type == "cpu" and precision == "fp32":
-        loaded.network.fold()
+    if device.type == "cpu" and precision == "fp32":
+        fold_upsampler(loaded.network)
     note_place(path, sha256)
     effective = effective_kept_tile(tile, spec.overlap, padding.multiple)
     if tile and effective != tile:

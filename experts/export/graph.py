@@ -13,7 +13,6 @@ from torch import nn
 from experts.call import call_plainly, without_meshgrid_warning
 from experts.export.hit_graph import followable_hit
 from experts.export.native_graph import NativeGraph
-from experts.loading.edsr import EDSR
 from experts.loading.hit import HiTSRF
 from experts.native.base import NativeNetwork
 from experts.spec import Padding
@@ -38,8 +37,6 @@ class ImageGraph(nn.Module):
     def __init__(self, expert: NetworkExpert, tap: Tap | None) -> None:
         super().__init__()
         network, self._call, self._tap = expert.network, expert.call, tap
-        if isinstance(network, EDSR):
-            network.folded = None  # its border cases depend on the size of the image, which a graph's must not
         if isinstance(network, NativeNetwork):
             self.body: nn.Module = NativeGraph(network)
             self._call = call_plainly

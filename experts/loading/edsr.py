@@ -14,8 +14,6 @@ from spandrel import Architecture, ImageModelDescriptor, StateDict
 from spandrel.util import KeyCondition, get_pixelshuffle_params, get_seq_len, store_hyperparameters
 from torch import nn
 
-from experts.loading.edsr_tail import FoldedTail
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -60,8 +58,7 @@ class EDSR(nn.Module):
         rgb_mean: Sequence[float] = DIV2K_MEAN,
     ) -> None:
         super().__init__()
-        self.img_range, self.upscale = img_range, upscale
-        self.folded: FoldedTail | None = None
+        self.img_range = img_range
         self.register_buffer("mean", torch.tensor(rgb_mean).view(1, num_in_ch, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(num_feat, res_scale) for _ in range(num_block)))
@@ -74,14 +71,8 @@ class EDSR(nn.Module):
         mean = self.get_buffer("mean").to(lr_BCHW)
         shallow_BCHW = self.conv_first((lr_BCHW - mean) * self.img_range)
         deep_BCHW = self.conv_after_body(self.body(shallow_BCHW))
-        feat_BCHW = deep_BCHW + shallow_BCHW
-        sr_BCHW = self.conv_last(self.upsample(feat_BCHW)) if self.folded is None else self.folded(feat_BCHW)
+        sr_BCHW = self.conv_last(self.upsample(deep_BCHW + shallow_BCHW))
         return sr_BCHW / self.img_range + mean
-
-    def fold(self) -> None:
-        """For inference with these weights from now on: the same image up to rounding, in less time."""
-        tail = nn.Sequential(*self.upsample, self.conv_last)
-        self.folded = FoldedTail(tail, self.conv_last.in_channels, self.upscale)
 
 
 def _upsampling(features: int, upscale: int) -> list[nn.Module]:
