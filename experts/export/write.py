@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from experts.spec import Expert
 
+PROVENANCE_KEY = "provenance"  # of what was trained here: by what, on what
 Form = Literal["onnx", "ncnn", "safetensors"]
 ENDINGS: dict[Form, str] = {"onnx": ".onnx", "ncnn": ".param", "safetensors": ".safetensors"}
 
@@ -156,6 +157,9 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> tuple[float, str]:
     if isinstance(network, EDSR):
         network, architecture = edsr_as_rcan(network), "RCAN"
     header = {ARCHITECTURE_KEY: architecture}
+    origin = read_state_file(Path(expert.spec.weights[0].file)).header.get(PROVENANCE_KEY)
+    if origin is not None:
+        header[PROVENANCE_KEY] = origin
     hyperparameters: dict[str, Any] = getattr(network, "hyperparameters", {})
     if hyperparameters:
         header[HYPERPARAMETERS_KEY] = json.dumps({k: v for k, v in hyperparameters.items() if is_plain(v)})
