@@ -88,11 +88,11 @@ def _cache_argument(parser: argparse.ArgumentParser, name: str = "cache", nargs:
 
 def _add_transfers(commands: Commands[argparse.ArgumentParser]) -> None:
     push = _command(commands, "push", "copy a cache to object storage or hf://datasets/USER/NAME; resumable")
-    push.add_argument("cache", type=Path)
+    push.add_argument("cache", type=parse_location)
     push.add_argument("address", type=parse_location)
     pull = _command(commands, "pull", "copy a cache from object storage into a folder; resumable")
     pull.add_argument("address", type=parse_location)
-    pull.add_argument("cache", type=Path)
+    pull.add_argument("cache", type=parse_location)
 
 
 def _add_merge(commands: Commands[argparse.ArgumentParser]) -> None:

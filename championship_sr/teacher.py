@@ -88,7 +88,7 @@ class EnsembleExpert:
         return sr_CHW
 
 
-def with_cached_experts(ensemble: Ensemble, root: Path) -> Ensemble:
+def with_cached_experts(ensemble: Ensemble, root: Path | str) -> Ensemble:
     """The same ensemble, whose experts' outputs are read from a cache wherever it holds the very image.
 
     Images that the cache does not hold, or holds with another LR image, and turned ones are run.

@@ -15,9 +15,10 @@ if [ ${#hosts[@]} -eq 0 ] || [ $# -lt 2 ]; then
 fi
 shift
 
-PORT=6379
+PORT=${PORT:-6379}
 head_host=${hosts[0]}
 here=$(printf '%q' "$PWD")
+# Of every Ray that you have running on these machines.
 stop() {
   for host in "${hosts[@]}"; do
     ssh "$host" "ray stop" || true

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from cache_tools.format.location import name_of
 from fusion.budget.cells import truth_of
 from fusion.budget.model import measure_cells
 from fusion.budget.plan import GainPrediction, plan_share, predict_tile
@@ -40,7 +41,7 @@ def curve(
     """For each size of tile: mean Y-PSNR over a cache's images for each share of the full cost, planned over all."""
     predictions: dict[int, dict[str, GainPrediction]] = {tile: {} for tile in tiles}
     errors: dict[int, dict[str, np.ndarray]] = {tile: {} for tile in tiles}  # (N, M), share of the image's
-    for item in tqdm(reader, desc=reader.store.root.name, total=len(reader), unit="item", disable=None):
+    for item in tqdm(reader, desc=name_of(reader.store.location), total=len(reader), unit="item", disable=None):
         name, truth_BCHW = item.items[0], truth_of(item)
         maps_MHW = np.stack([squared_error(image_BCHW, truth_BCHW)[0] for image_BCHW in images_of(item)])
         for tile in tiles:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from cache_tools.format.location import name_of, parse_location
 from cache_tools.read.reader import CacheReader
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.budget.cells import (
     blends,
     errors_of_blends,
@@ -66,7 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     add("--tile", type=int, nargs="*", default=[0, 16], help="tiles of that curve, in LR pixels; 0: whole images")
     add("--record", type=Path, metavar="FILE", help="write the curve as Markdown")
     add("--json", action="store_true", help="print one JSON document")
+    add_local_cache_arguments(parser)
     words = parser.parse_args(arguments)
+    set_local_cache(words)
     seconds = _seconds(words.seconds)
     model = None if words.model is None else load_model(words.model).eval()
     budget_model, base = fit(words.cache, seconds, model=model)

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cache_tools.format.location import parse_location
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.inference.model_selection import DEFAULT
 from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
@@ -53,6 +55,7 @@ def main(
 ) -> int:
     """Render, train, judge, ship."""
     options = _parse(arguments)
+    set_local_cache(options)
     out: Path = options.out
     if out.suffix != ".safetensors":
         raise Refusal("is not a .safetensors name", where=out, cure="name the output FILE.safetensors")
@@ -105,7 +108,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--experts", help="as infer.py --experts: a,b,c")
     add("--hr", type=Path, action="append", default=[], metavar="DIR", help="true images; may be repeated")
     add("--lr", type=Path, action="append", default=[], metavar="DIR", help="unlabelled LR images; may be repeated")
-    add("--cache", type=Path, metavar="DIR", help="a cache that holds the teacher's experts on these images already")
+    add(
+        "--cache",
+        type=parse_location,
+        metavar="CACHE",
+        help="a cache that holds the teacher's experts on these images already",
+    )
     add("--student", metavar="FILE|ARCH", help="a weights file or an expert to go on from; or SPAN, MSG, EDSR, ...")
     add("--out", type=Path, required=True, metavar="FILE.safetensors")
     add("--config", type=Path, default=CONFIG, help=f"the training's plan ({CONFIG})")
@@ -122,4 +130,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--catalog", type=Path, metavar="FILE", help="a YAML file with further experts")
     add("--trust-code", action="store_true", help="run the Python file of a code: expert")
     add("--json", action="store_true", help="print one JSON document")
+    add_local_cache_arguments(parser)
     return parser.parse_args(arguments)

@@ -69,7 +69,7 @@ class WorkerPool(Generic[Facts, Work, Answer]):
             _require_listener(self._options.address)
             try:
                 # One progress bar, the driver's: what workers print stays in Ray's own logs.
-                ray.init(address=self._options.address, log_to_driver=False, logging_level=logging.WARNING)
+                ray.init(address=_address(self._options.address), log_to_driver=False, logging_level=logging.WARNING)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 cure = "start it with `ray start --head`, or leave --address out to start Ray on this machine"
                 raise Refusal(f"no Ray cluster answers ({error})", where="--address", cure=cure) from None
@@ -223,7 +223,8 @@ class _Patience:
         if any_ready:
             self._since = time.monotonic()
         elif time.monotonic() - self._since > _PATIENCE:
-            log.warning("waiting for a node with %d free CPUs and %g free GPUs", self._cpus, self._gpus)
+            what = "no worker is ready yet: they open the experts, or wait for nodes with %d free CPUs and %g free GPUs"
+            log.warning(what, self._cpus, self._gpus)
             self._since = time.monotonic()
 
 
@@ -234,6 +235,11 @@ def _import_ray() -> Any:
         cure = "pip install 'championship-sr[cluster]', or leave --engine out"
         raise Refusal("needs the package ray", where="--engine ray", cure=cure) from None
     return ray
+
+
+def _address(given: str | None) -> str:
+    """Where none is given a cluster of this command's own: Ray would join any that runs on this machine."""
+    return given or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _require_listener(address: str | None) -> None:
