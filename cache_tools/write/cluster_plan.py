@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_tools.write.space import format_bytes
-from experts.loading.edsr import EDSR
+from experts.loading.folded_tail import unfold_upsampler
 from experts.run import NetworkExpert
 from imaging.dihedral import VARIANTS
 from imaging.refusal import Refusal, nearest
@@ -132,8 +132,7 @@ def _seconds(
 
 
 def _operations_per_pixel(expert: NetworkExpert) -> float:
-    if isinstance(expert.network, EDSR):
-        expert.network.folded = None  # as a GPU runs it: only a CPU has its upsampler in one convolution
+    unfold_upsampler(expert.network)  # as a GPU runs it: folding is for CPUs
     lr_BCHW = torch.zeros(1, 3, _SIDE, _SIDE, device=expert.device)
     with FlopCounterMode(display=False) as counter:
         expert.run(lr_BCHW)

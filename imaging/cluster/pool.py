@@ -34,6 +34,7 @@ Facts = TypeVar("Facts")
 
 DEPTH = 3  # units under way in a worker: one is read, one is computed, one is written
 _TICK = 1.0  # seconds between looks at the clock while nothing happens
+_CURE = "start it with `ray start --head`, or leave --address out to start Ray on this machine"
 _PATIENCE = 30.0  # seconds without any worker before it is said what is waited for
 
 
@@ -71,7 +72,7 @@ class WorkerPool(Generic[Facts, Work, Answer]):
                 # One progress bar, the driver's: what workers print stays in Ray's own logs.
                 ray.init(address=_address(self._options.address), log_to_driver=False, logging_level=logging.WARNING)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                cure = "start it with `ray start --head`, or leave --address out to start Ray on this machine"
+                cure = f"{_CURE}; where it asks for a token, set RAY_AUTH_MODE=token"
                 raise Refusal(f"no Ray cluster answers ({error})", where="--address", cure=cure) from None
             self._stop.callback(ray.shutdown)
         self._stop.callback(self._kill_all)
@@ -251,8 +252,7 @@ def _require_listener(address: str | None) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        cure = "start it with `ray start --head`, or leave --address out to start Ray on this machine"
-        raise Refusal(f"no Ray cluster answers at {address} ({error})", where="--address", cure=cure) from None
+        raise Refusal(f"no Ray cluster answers at {address} ({error})", where="--address", cure=_CURE) from None
 
 
 def _first_sentence(text: str) -> str:

@@ -106,7 +106,7 @@ def run_file(name: str, folder: Path, *words: str, **environment: str) -> tuple[
     done = subprocess.run(
         ["bash", FILES / name, *words],
         cwd=folder,
-        env={**os.environ, "PATH": path, "LOG": str(log), **environment},
+        env={**os.environ, "PATH": path, "HOME": str(folder), "RAY_AUTH_MODE": "", "LOG": str(log), **environment},
         capture_output=True,
         text=True,
         timeout=100,
@@ -116,17 +116,20 @@ def run_file(name: str, folder: Path, *words: str, **environment: str) -> tuple[
 
 def test_machines_start_run_and_stop_whatever_comes_of_it(tmp_path: Path) -> None:
     stub(tmp_path / "bin", "ssh", 'host=$1; shift; export HOST=$host; bash -c "$*"')
-    stub(tmp_path / "bin", "ray", 'echo "$HOST: ray $*" >> "$LOG"')
+    token = "if [[ $1 == get-auth-token ]]; then printf secret; fi"
+    stub(tmp_path / "bin", "ray", f'echo "$HOST: ray $* ($RAY_AUTH_MODE)" >> "$LOG"; {token}')
     command_line = ["python", "-c", "import os, sys; open(os.environ['LOG'], 'a').write(sys.argv[1]); sys.exit(3)"]
     code, log = run_file("machines.sh", tmp_path, "a", "b", "c", "--", *command_line, "two words; $HOST\n", PORT="7000")
     assert code == 3
     assert log == [
-        "a: ray start --head --port=7000",
-        "b: ray start --address=a:7000",
-        "c: ray start --address=a:7000",
+        "a: ray get-auth-token --generate ()",
+        "a: ray start --head --port=7000 (token)",
+        "b: ray start --address=a:7000 (token)",
+        "c: ray start --address=a:7000 (token)",
         "two words; $HOST",
-        *(f"{host}: ray stop" for host in "abc"),
+        *(f"{host}: ray stop ()" for host in "abc"),
     ]
+    assert (tmp_path / ".ray" / "auth_token").read_text() == "secret"
     assert run_file("machines.sh", tmp_path / "bin", "a", "b")[0] == 2
 
 
@@ -143,6 +146,7 @@ def test_the_slurm_job_waits_for_its_head_and_ends_as_its_driver_does(tmp_path: 
     nodes = {"SLURM_JOB_NODELIST": "x", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
     code, log = run_file("slurm.sbatch", tmp_path, PORT=port, **nodes)
     assert code == 1
+    assert log.pop(0) == "ray get-auth-token --generate"
     assert log[:2] == [f"ray start --head --port={port} --block", "head is up"]
     assert f"ray start --address=localhost:{port} --block" in log[2:]
     driver = next(line for line in log[2:] if line.startswith("python"))
