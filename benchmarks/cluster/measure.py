@@ -86,9 +86,10 @@ def _measure_engine(folder: Path, images: int) -> dict[str, Any]:
 def _measure_computing(folder: Path, images: int, cluster: Any) -> dict[str, Extraction]:
     """Without and with the engine in turns, the better of two each: what else the machine does is in it."""
     hr = write_images(folder / "hr", [_COMPUTE_LR] * images)
-    command = ["-m", "cache_tools", "extract", "--hr", hr, "--experts", _COMPUTING, "--device", "cpu"]
+    command: list[object] = ["-m", "cache_tools", "extract", "--hr", hr, "--experts", _COMPUTING, "--device", "cpu"]
     engine = [*command, "--engine", "ray", "--address", cluster.address, "--workers", 1]
-    none, one = [], []
+    none: list[Extraction] = []
+    one: list[Extraction] = []
     for turn in range(2):
         none.append(_extract(folder / f"none-{turn}", command))
         one.append(_extract(folder / f"one-{turn}", engine))
@@ -180,17 +181,17 @@ def _in_markdown(results: dict[str, Any], images: int, load: float) -> str:
             "",
             f"{images} images, an expert that waits {_SECONDS:g} s for each (as a CPU for a GPU), two Ray nodes on one "
             "machine. From the first item to the last: without the time to start, which the whole has. `computing`: "
-            f"{_COMPUTING} on up to 26 images of {_COMPUTE_LR[0]}x{_COMPUTE_LR[1]}, the better of two runs in turns. Not "
-            "measured: a network between nodes, more than two workers, GPUs, and the start of a cluster.",
+            f"{_COMPUTING} on up to 26 images of {_COMPUTE_LR[0]}x{_COMPUTE_LR[1]}, the better of two runs in turns. "
+            "Not measured: a network between nodes, more than two workers, GPUs, and the start of a cluster.",
             "",
             "| engine | whole command, s | first to last item, s | against none |",
             "|---|---|---|---|",
             *rows,
             "",
-            f"Goal: at most {_GOAL} % at one worker. {_verdict(goal)} with the waiting expert, {_verdict(computing)} with "
-            f"{_COMPUTING}, whose worker, driver and Ray's own processes share the cores with whatever else runs. Of the "
-            f"whole commands, {_against(engine, '1 worker', 'whole'):+.1f} % and "
-            f"{_against(engine, 'computing, 1 worker', 'whole'):+.1f} %: a driver and a worker start one after the other.",
+            f"Goal: at most {_GOAL} % at one worker. {_verdict(goal)} with the waiting expert. "
+            f"{_verdict(computing)} with {_COMPUTING}, whose worker shares the cores with driver, Ray's own processes "
+            f"and whatever else runs. Of the whole commands, {_against(engine, '1 worker', 'whole'):+.1f} % and "
+            f"{_against(engine, 'computing, 1 worker', 'whole'):+.1f} %: the worker starts after the driver.",
             "",
             f"1 to 2 workers: {one / two:.2f} times as fast. A node killed in the middle, and another added at "
             f"once, costs {killed - two:.1f} s: for noticing it, the items under way, a new worker's start.",
@@ -198,10 +199,10 @@ def _in_markdown(results: dict[str, Any], images: int, load: float) -> str:
             "## Object storage",
             "",
             f"A real S3 server (moto) on the loopback behind the tests' proxy, items of {storage['item, MB']} MB, "
-            f"random patches of {_PATCH}x{_PATCH}, {_BATCH} a batch, one process. Two of the "
-            f"downloads are parts, of a header. Push: {storage['push, MB/s']} MB/s. Server and proxy are Python programs "
-            "on the same cores: what is cold here says how many requests there are, not how fast S3 is. How far the two "
-            "rows of the folder differ is what the other rows may be off by.",
+            f"random patches of {_PATCH}x{_PATCH}, {_BATCH} a batch, one process. Two of the downloads are parts, of a "
+            f"header. Push: {storage['push, MB/s']} MB/s. Server and proxy are Python programs on the same cores: what "
+            "is cold here says how many requests there are, not how fast S3 is. How far the two rows of the folder "
+            "differ is what the other rows may be off by.",
             "",
             "| read from | patches a second | items downloaded |",
             "|---|---|---|",
