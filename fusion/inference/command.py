@@ -95,9 +95,9 @@ class Collected:
 
     def check(self, request: Request, scale: int) -> None:
         """All that may refuse or warn comes before the first tile: a run may take hours."""
-        if scale != SCALE and (request.submission or request.options.refine is not None):
-            where = "--submission" if request.submission else "--refine"
-            raise Refusal(f"is for images of four times their input, not {scale}", where=where, cure="leave it out")
+        if scale != SCALE and request.submission:
+            what = f"holds images of four times their input, not {scale}"
+            raise Refusal(what, where="--submission", cure="leave it out")
         check_target(self.folder)
         if request.submission:
             assert request.input is not None
