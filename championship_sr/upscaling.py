@@ -75,7 +75,7 @@ def upscale(
     tta: bool = False,
     precision: Precision = "fp32",
 ) -> Image.Image | np.ndarray | Tensor:
-    """Enlarge one image (or a batch of tensors) four times (as the experts do); the result is of the kind that was given.
+    """Enlarge one image (or a batch of tensors) as the experts do, four times; the result is of the kind given.
 
     image      | a path: the file, upright -> an 8-bit PIL image; colour profile, EXIF and XMP stand in its `info`
                | a PIL image, 8 bits per channel -> a PIL image of mode L, LA, RGB or RGBA, turned as it was

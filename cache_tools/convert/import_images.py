@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def import_images(settings: ExtractSettings, folders: Sequence[str], scale: int = SCALE) -> Report:
-    """`folders`: `NAME=FOLDER` or `FOLDER`, whose name is then the expert's; images are `scale` times as large as LR."""
+    """`folders`: `NAME=FOLDER` or `FOLDER`, whose name is then the expert's; images are `scale` times their LR."""
     experts = [_open(argument, scale) for argument in folders]
     names = [expert.name for expert in experts]
     for name in names:
