@@ -15,6 +15,7 @@ from experts.words import split_words
 from imaging.cluster.options import add_engine_arguments
 from imaging.command import parse_shard
 from imaging.device import AUTO, choose_device
+from imaging.scale import SCALE, SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,6 +114,7 @@ def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_imports(commands: Commands[argparse.ArgumentParser]) -> None:
     images = _command(commands, "import-images", "folders of a model's images -> a cache with an expert per folder")
     images.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER")
+    images.add_argument("--scale", type=int, choices=SCALES, default=SCALE, help="of these images to LR; default 4")
     _image_options(images, profile="images")
     tensors = _command(commands, "import-pt", "per-image .pt files (lr, hr, expert_imgs, expert_feats) -> a cache")
     tensors.add_argument("folder", type=Path)

@@ -30,7 +30,6 @@ from imaging.onnx_graph.check import SIZES, check_onnx, largest_difference
 from imaging.onnx_graph.join import FEATURES, describe
 from imaging.onnx_graph.packages import require
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 from imaging.tensors.safe import write_safetensors
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def graph_document(expert: NetworkExpert, *, features: bool) -> dict[str, Any]:
     identity = expert.identity.document()
     return {
         "expert": {key: identity[key] for key in ("name", "architecture", "weights_sha256")},
-        "scale": SCALE,
+        "scale": expert.scale,
         **({FEATURES: identity["channels"]} if features else {}),
     }
 
@@ -180,6 +179,7 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> tuple[float, str]:
         weights_sha256=state.sha256,
         device=torch.device("cpu"),
         call=loaded.call,
+        scale=loaded.scale,
     )
     run, wanted = reference(again, features=False), reference(expert, features=False)
     return largest_difference(run, wanted, SIZES, where=f"expert {expert.name}"), architecture

@@ -17,7 +17,6 @@ from fusion.budget.cells import truth_of
 from fusion.budget.model import measure_cells
 from fusion.budget.plan import GainPrediction, plan_share, predict_tile
 from imaging.metrics import BORDER, squared_error
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,9 +103,9 @@ def tile_text(tile: int) -> str:
 def _tiles(item: FusionBatch, tile: int) -> Iterator[tuple[Part, Part]]:
     """Tiles as parts of the LR and of the HR image; the last of a row or column is what remains."""
     height, width = item.lr_BCHW.shape[-2:]
-    side = tile or max(height, width)
+    side, scale = tile or max(height, width), item.sr_BECHW.shape[-1] // width
     for top in range(0, height, side):
         for left in range(0, width, side):
             rows, columns = (top, min(top + side, height)), (left, min(left + side, width))
-            small, large = ((..., *(slice(k * a, k * b) for a, b in (rows, columns))) for k in (1, SCALE))
+            small, large = ((..., *(slice(k * a, k * b) for a, b in (rows, columns))) for k in (1, scale))
             yield small, large

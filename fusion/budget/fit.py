@@ -19,6 +19,7 @@ from tqdm import tqdm
 from cache_tools.format.location import name_of, parse_location
 from cache_tools.read.reader import CacheReader
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
+from cache_tools.storage.open import store_at
 from fusion.budget.cells import (
     blends,
     errors_of_blends,
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     model = None if words.model is None else load_model(words.model).eval()
     budget_model, base = fit(words.cache, seconds, model=model)
     budget_model.write(words.out)
-    images_of = _images_of(budget_model, base, model)
+    images_of = _images_of(budget_model, base, model, store_at(words.cache).manifest.recipe.scale)
     curves = {
         f"{name_of(folder)}, {tile_text(tile)}": points
         for folder in words.check
@@ -185,9 +186,9 @@ def _open(
     return reader
 
 
-def _images_of(budget_model: BudgetModel, base: BaseRecord, model: FusionSR | None) -> ImagesOf:
+def _images_of(budget_model: BudgetModel, base: BaseRecord, model: FusionSR | None, scale: int) -> ImagesOf:
     """An item -> the image of each selection."""
-    fused, blend = learned(model), BaseBlend(base)
+    fused, blend = learned(model), BaseBlend(base, scale)
     if fused is None:
         return lambda item: blends(blend, item, budget_model.menu)
     return lambda item: fused_images(fused, item, budget_model.menu)

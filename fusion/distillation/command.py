@@ -19,6 +19,7 @@ from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_
 from fusion.inference.model_selection import DEFAULT
 from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
+from fusion.training.sources.cache import at_cache_scale
 from imaging.atomic import atomic_path
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.device import AUTO, choose_device
@@ -64,6 +65,7 @@ def main(
     work: Path = options.work or out.with_name(f"{out.stem}_distil")
     settings = _settings(options, work, is_expert)  # before the rendering: a mistyped setting costs nothing
     render(options, work / "teacher", device=choose_device(options.device))
+    settings = at_cache_scale(settings)
     summary = train(settings, lambda rank, world: make_task(settings, rank, world), resume=True)
     if not summary:  # a process of several that is not the first
         return DONE

@@ -71,7 +71,7 @@ def fit_model(cache: Path | str, note: str = "") -> FusionSR:
     base = fit_base(items, names, border=source.fit_border, source=source.fingerprint)
     off = {phase: {"enabled": False} for phase in _PHASES}
     slots = [slot.model_copy(update={"channels": 0}).model_dump() for slot in source.slots]
-    fusion = parse_settings(FusionSettings, {**off, "experts": slots}, where="fit-base")
+    fusion = parse_settings(FusionSettings, {**off, "experts": slots, "scale": source.scale}, where="fit-base")
     record = TrainingRecord(
         verdict="base", details={"note": note} if note else {}, expert_specs=dict(source.expert_specs)
     )
