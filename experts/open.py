@@ -18,10 +18,10 @@ import torch
 
 from experts.call import without_meshgrid_warning
 from experts.catalog import Catalog, built_in_catalog, load_catalog
+from experts.folded_tail import fold_upsampler
 from experts.image_folder import ImageFolderExpert
 from experts.loading.find_file import note_place
 from experts.loading.find_tap import find_tap
-from experts.loading.folded_tail import fold_upsampler
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork, load_onnx_network, onnx_tap
 from experts.loading.weights import (

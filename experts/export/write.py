@@ -16,8 +16,8 @@ from experts.call import without_meshgrid_warning
 from experts.export.edsr_as_rcan import edsr_as_rcan
 from experts.export.graph import expert_graph
 from experts.export.ncnn_files import write_ncnn
+from experts.folded_tail import unfold_upsampler
 from experts.loading.edsr import EDSR
-from experts.loading.folded_tail import unfold_upsampler
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork
 from experts.loading.student import is_plain
