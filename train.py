@@ -66,11 +66,11 @@ def main(arguments: Sequence[str]) -> int:
     if words.print_config:
         sys.stdout.write(to_yaml(settings))
         return DONE
-    settings = at_cache_scale(settings)
     if words.pace is not None:
         return _pace(settings, words)
     if words.live and settings.data.cache is not None:
         raise Refusal("--live and a cache exclude each other", where="command line", cure="give one of them")
+    settings = at_cache_scale(settings)
 
     def build(rank: int, world: int) -> Task:
         return make_task(settings, words.live, rank, world, trust_code=words.trust_code)
@@ -100,6 +100,7 @@ def _pace(settings: TrainSettings, words: argparse.Namespace) -> int:
     if settings.task != "fusion" or settings.data.cache is None or len(words.pace) != 1 + words.live:
         cure = "give task: fusion, --cache DIR and --pace STEPS; with --live STEPS,LIVE"
         raise Refusal("cannot tell what to measure", where="--pace", cure=cure)
+    settings = at_cache_scale(settings)
     cached = measure_pace(settings, lambda *place: _unfitted(settings, CacheSource(settings, *place)), words.pace[0], 3)
     document = {"cache": asdict(cached)}
     if words.live:

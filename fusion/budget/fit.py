@@ -37,6 +37,7 @@ from fusion.network.network import load_model
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +187,7 @@ def _open(
     return reader
 
 
-def _images_of(budget_model: BudgetModel, base: BaseRecord, model: FusionSR | None, scale: int) -> ImagesOf:
+def _images_of(budget_model: BudgetModel, base: BaseRecord, model: FusionSR | None, scale: int = SCALE) -> ImagesOf:
     """An item -> the image of each selection."""
     fused, blend = learned(model), BaseBlend(base, scale)
     if fused is None:

@@ -20,17 +20,21 @@ from cache_tools.__main__ import main as cache_command
 from cache_tools.format.store import Recipe
 from cache_tools.read.reader import CacheReader
 from experts.__main__ import main as experts_command
+from experts.native.msg import MSG
 from experts.open import open_experts
 from fusion.__main__ import main as fusion_command
 from fusion.network import FusionSR
 from fusion.network.base.back_projection import missing, shrink
 from fusion.network.consistency import LRConsistency
+from fusion.network.save import save_model
 from fusion.network.settings import ConsistencySettings, ExpertSlot, FusionSettings, every_phase
 from imaging.__main__ import main as images_command
 from imaging.command import DONE, REFUSED, run
 from imaging.resize import downscale
+from tests.experts.parts import save_network, small_network
 from tests.fusion.parts import stir
 from tests.inference.parts import photo
+from tests.native.parts import SMALL
 
 SCALES = (2, 3)
 HEIGHT, WIDTH = 40, 48  # of LR
@@ -168,8 +172,6 @@ def test_different_scales_are_refused(
         assert f"different factors: compact {scale}x, edsr-s 4x" in capsys.readouterr().err
     four = ExpertSlot(name="compact", channels=0)
     torch.manual_seed(0)
-    from fusion.network.save import save_model
-
     save_model(FusionSR(FusionSettings(experts=(four,))), tmp_path / "four.safetensors")
     words = ["--model", tmp_path / "four.safetensors", "--experts", folder / "weights" / "compact.safetensors"]
     assert call(infer.command_line, *words, *infer_words) == REFUSED
@@ -181,6 +183,19 @@ def test_different_scales_are_refused(
     wrong = ["--config", "configs/fusion_embedded.yaml", "--cache", folder / "cache", f"data.scale={5 - scale}"]
     assert call(train.main, *wrong, f"run={tmp_path / 'r'}") == REFUSED
     assert f"enlarge {scale} times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("architecture", ["EDSR", "MSG"])
+def test_our_own_architectures_have_them_too(tmp_path: Path, architecture: str, scale: int) -> None:
+    own = {"upscale": scale} if architecture == "EDSR" else {"scale": scale}
+    network = small_network(architecture, **own) if architecture == "EDSR" else MSG(**SMALL["msg"], **own).eval()
+    path = save_network(network, tmp_path / "net.safetensors")
+    (expert,) = open_experts([str(path)])
+    lr = torch.rand(1, 3, 24, 33)
+    output = expert.run(lr)
+    assert output.sr_BCHW.shape == (1, 3, scale * 24, scale * 33)
+    assert output.feat_BCHW is not None and output.feat_BCHW.shape[-2:] == (24, 33)
 
 
 @pytest.mark.parametrize("scale", SCALES)
