@@ -164,7 +164,7 @@ def _in_markdown(results: dict[str, Any], images: int, load: float) -> str:
     goal = _against(engine, "1 worker", "between")
     computing = _against(engine, "computing, 1 worker", "between")
     one, two = engine["1 worker"]["between"], engine["2 workers"]["between"]
-    killed = engine["2 workers, one node killed"]["between"]
+    killed, perfect = engine["2 workers, one node killed"]["between"], 2 * (images - 1) / (images - 2)
     reading = [
         f"| {name} | {found['patches_per_second']} | {found['downloads']} |"
         for name, found in storage.items()
@@ -193,7 +193,8 @@ def _in_markdown(results: dict[str, Any], images: int, load: float) -> str:
             f"and whatever else runs. Of the whole commands, {_against(engine, '1 worker', 'whole'):+.1f} % and "
             f"{_against(engine, 'computing, 1 worker', 'whole'):+.1f} %: the worker starts after the driver.",
             "",
-            f"1 to 2 workers: {one / two:.2f} times as fast. A node killed in the middle, and another added at "
+            f"1 to 2 workers: {one / two:.2f} times as fast, where {perfect:.2f} is perfect, since "
+            "the first items of two come together. A node killed in the middle, and another added at "
             f"once, costs {killed - two:.1f} s: for noticing it, the items under way, a new worker's start.",
             "",
             "## Object storage",
