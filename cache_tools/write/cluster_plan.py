@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_tools.write.space import format_bytes
-from experts.loading.folded_tail import unfold_upsampler
+from experts.folded_tail import unfold_upsampler
 from experts.run import NetworkExpert
 from imaging.dihedral import VARIANTS
 from imaging.refusal import Refusal, nearest
