@@ -34,6 +34,7 @@ from fusion.training.tasks.distil import DistilTask, Rival, Student
 from fusion.training.tasks.expert import ExpertTask
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.networks import NetworkKind, build_network, initial_weights_seed
+from fusion.training.tasks.refiner import RefinerTask
 from imaging.command import DONE, REFUSED, print_json, run
 from imaging.device import best_device
 from imaging.paths import find_shipped
@@ -158,6 +159,8 @@ def make_task(settings: TrainSettings, live: bool, rank: int, world: int, *, tru
         return ExpertTask(settings, NETWORKS, rank, world)
     if settings.task == "distil":
         return DistilTask(settings, make_student(settings), make_rival(settings), rank, world)
+    if settings.task == "refiner":
+        return RefinerTask(settings, rank, world)
     if live:
         return FusionTask(settings, live_source(settings, rank, world, trust_code=trust_code))
     return FusionTask(settings, CacheSource(settings, rank, world))

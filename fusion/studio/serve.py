@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion.inference.model_selection import DEFAULT
-from fusion.refinement.presets import PRESETS
+from fusion.refinement.presets import PRESETS, REFINERS, NativePreset, preset_of
 from fusion.studio.folders import Folders
 from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelSettings, RefinerSettings
 from fusion.studio.jobs.job_queue import JobQueue
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
 
 def _refiner_settings(options: argparse.Namespace) -> RefinerSettings | None:
     if options.refine_model is None:
+        if options.refine is not None and isinstance(preset_of(options.refine), NativePreset):
+            return RefinerSettings(options.refine, None, None)
         if options.refine is not None or options.refine_lora is not None:
             raise Refusal("needs a base model", where="--refine", cure="add --refine-model with a folder or Hub id")
         return None
@@ -135,7 +137,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     budget_help = "what `python -m fusion fit-budget` wrote: offers budgets"
     add("--budget-model", "--budget-head", type=Path, metavar="FILE", help=budget_help)
     default_preset = next(iter(PRESETS))
-    add("--refine", metavar="NAME", help=f"{' or '.join(PRESETS)}; default: {default_preset}")
+    add("--refine", metavar="NAME", help=f"{' or '.join(REFINERS)}; default: {default_preset}")
     add("--refine-model", metavar="DIR|ID", help="a diffusion model: offers refinement; needs the extra 'diffusion'")
     add("--refine-lora", type=Path, metavar="DIR", help="the method's LoRA files and prompt tensors")
     add = parser.add_argument_group("folders to show; nothing outside them is read").add_argument
