@@ -39,6 +39,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "swt": frequency.SWT,
     "fft": frequency.FFT,
     "edge": pixel.Edge,
+    "flat": pixel.Flat,
 }
 TRUNKS: dict[str, TrunkLoss] = {
     "vgg": TrunkLoss(perceptual.VGG, perceptual.VGG_FILE),
