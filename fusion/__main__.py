@@ -31,6 +31,8 @@ COMMANDS = {
     "bench-budget": ("benchmarks.inference.budget", "measure a budget's curve of quality over cost by infer.py"),
     "bench-pareto": ("benchmarks.inference.pareto", "quality over CPU time of all experts and presets here"),
     "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
+    "bench-refine": ("benchmarks.inference.refinement", "measure the native refiner on benchmarks, at every strength"),
+    "show-refine": ("benchmarks.inference.refinement_crops", "a picture of crops: bicubic, fused, refined, truth"),
     "calibrate-look": ("benchmarks.inference.calibrate_input_check", "measure when inputs are warned about"),
     "export": ("fusion.export.command", "an ensemble with its fusion as one ONNX file"),
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),
