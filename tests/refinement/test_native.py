@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_one_euler_step_of_diffusers_scheduler_is_the_prediction() -> None:
     nn.init.normal_(network.unet.conv_out.weight)
     noise = torch.randn(1, PACKED, 8, 8)
     predicted = network(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 8, 8), noise)
-    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=[1.0])
     ends = scheduler.step(network.velocity(predicted, noise), scheduler.timesteps[0], noise, return_dict=False)[0]
     torch.testing.assert_close(nn.functional.pixel_shuffle(ends, 4) * network.spread, predicted, rtol=1e-4, atol=1e-5)
@@ -170,10 +171,10 @@ def test_files_that_are_no_refiner_are_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Refusal, match="no such file"):
         open_native(str(tmp_path / "b.safetensors"), CPU)
     network = NativeRefinerNetwork((8, 16))
-    wrong = {"architecture": ARCHITECTURE, "provenance": {}}
     for name, settings, said in (("c", {"widths": [8, 8]}, "does not fit"), ("d", {"widths": 8}, "cannot be built")):
         path = tmp_path / f"{name}.safetensors"
-        export_weights(path, network.state_dict(), hyperparameters=settings, **wrong)
+        weights = network.state_dict()
+        export_weights(path, weights, architecture=ARCHITECTURE, hyperparameters=settings, provenance={})
         with pytest.raises(Refusal, match=said):
             open_native(str(path), CPU)
     monkeypatch.setattr("fusion.refinement.native.open.find_pretrained", lambda _: None)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fusion.refinement.native.consistency import unseen
+from fusion.refinement.native.flatness import allowance
 from fusion.refinement.native.noise import noise_at
 from imaging.device import is_out_of_memory
 from imaging.refusal import Refusal
@@ -43,7 +44,8 @@ def change_of(
     small_CHW = downscale(whole_CHW[None])[0] if lr_CHW is None else lr_CHW
     down, right = (side // SCALE for side in whole_CHW.shape[-2:])
     change_CHW = _in_tiles(refiner, whole_CHW, small_CHW, DEFAULT_SEED if seed is None else seed, tick, warn)
-    return unseen(change_CHW[:, : SCALE * down, : SCALE * right])[:, :height, :width]
+    change_CHW = change_CHW[:, : SCALE * down, : SCALE * right] * allowance(whole_CHW[None])[0]
+    return unseen(change_CHW)[:, :height, :width]
 
 
 def count_native_tiles(preset: NativePreset, height: int, width: int) -> int:
@@ -52,8 +54,8 @@ def count_native_tiles(preset: NativePreset, height: int, width: int) -> int:
 
 
 def _tiles(preset: NativePreset, tile: int, height: int, width: int) -> list[Tile]:
-    sides = (-(-side // preset.multiple) * preset.multiple for side in (height, width))
-    return plan_kept_tiles(*sides, tile, preset.margin, preset.multiple)
+    down, across = (-(-side // preset.multiple) * preset.multiple for side in (height, width))
+    return plan_kept_tiles(down, across, tile, preset.margin, preset.multiple)
 
 
 def _in_tiles(

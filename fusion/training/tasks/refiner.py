@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from fusion.refinement.native.consistency import unseen
+from fusion.refinement.native.flatness import allowance
 from fusion.refinement.native.network import ARCHITECTURE, PACKED, NativeRefinerNetwork
 from fusion.refinement.native.noise import noise_at
 from fusion.training.judge.scores import ScoreTable
@@ -96,7 +97,7 @@ class RefinerTask:
         noise_BCHW = torch.randn(len(lr_BCHW), PACKED, *lr_BCHW.shape[-2:], device=lr_BCHW.device)
         if "flow" in weights_at(step, self._settings.steps, self._settings.stages):
             return self._flow(network, batch, noise_BCHW)
-        image_BCHW = fused_BCHW + unseen(network(fused_BCHW, lr_BCHW, noise_BCHW).float())
+        image_BCHW = fused_BCHW + unseen(network(fused_BCHW, lr_BCHW, noise_BCHW).float() * allowance(fused_BCHW))
         first, second = image_BCHW[0::SEEDS], image_BCHW[1::SEEDS]
         truth = hr_BCHW[0::SEEDS]
         near, apart = self._lpips(first, second, truth)
@@ -165,7 +166,8 @@ class RefinerTask:
         noise_BCHW = noise_at(0, 0, 0, height + down, width + right)[None]
         with torch.no_grad():
             change_BCHW = network(*(one.to(device) for one in (padded_BCHW, lr_BCHW, noise_BCHW)))
-        return fused_BCHW + unseen(change_BCHW.float().cpu()[..., : SCALE * height, : SCALE * width])
+        change_BCHW = change_BCHW.float().cpu()[..., : SCALE * height, : SCALE * width]
+        return fused_BCHW + unseen(change_BCHW * allowance(fused_BCHW))
 
 
 def _fused(batch: TrainBatch) -> Tensor:
