@@ -155,7 +155,7 @@ class DistilSettings(Settings):
     gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
-class RefinerSettings(Settings):
+class RefinerTaskSettings(Settings):
     """Only for task refiner: the share of LPIPS between two seeds that is given back to the distance to the truth."""
 
     diversity: Share = Field(default=0.9, ge=0, le=1)
@@ -217,7 +217,7 @@ class TrainSettings(Settings):
     adversarial: AdversarialSettings = AdversarialSettings()
     fusion: FusionTaskSettings = FusionTaskSettings()
     distil: DistilSettings = DistilSettings()
-    refiner: RefinerSettings = RefinerSettings()
+    refiner: RefinerTaskSettings = RefinerTaskSettings()
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     export: ExportSettings = ExportSettings()

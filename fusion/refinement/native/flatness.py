@@ -1,7 +1,7 @@
 """Fused image -> how much may be added at each pixel, near 0 where it is flat: so that skies and walls get no grain.
 
-A network that has only learned to leave flat parts alone still adds a grey level or two there; this takes it off for any
-image. Axes: B batch, C colour, H and W.
+A network that has only learned to leave flat parts alone still adds a grey level or two there; this takes it off.
+Axes: B batch, C colour, H and W.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FINE, _AROUND = 5, 9  # pixels a side: what counts as detail, and over which its energy is taken
-# Detail (rms) at which half is added. Of 0, 0.3, 0.5, 0.8 and 1.2 grey levels, 0.3 and 0.5 left LPIPS as it was or better.
+# Detail (rms) at which half is added: docs/results/refinement.md has what more and less did.
 _FAINT = 0.4 / 255
 
 
