@@ -64,7 +64,7 @@ def main(
 ) -> int:
     """The entry point that the NTIRE toolkit's test.py calls; None for the model means the default."""
     ensemble = build(str(model_dir or DEFAULT), None, device=str(device or best_device()))
-    request = Request(Path(input_path), Path(output_path), Options(ext="png"))
+    request = Request(Path(input_path), Path(output_path), Options(ext="png", strip_metadata=True))
     return carry_out(request, ensemble)
 
 

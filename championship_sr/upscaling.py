@@ -23,7 +23,9 @@ from fusion.inference.source import read_source
 from fusion.inference.tiles import whole
 from fusion.inference.upscale import Grid
 from imaging.device import best_device
-from imaging.files import grey_plane, quantize_u8, quantize_u16
+from imaging.files import grey_plane, quantize_u8, quantize_u16, read_metadata
+from imaging.files.exif import ORIENTATION, PREFIX
+from imaging.files.metadata import metadata_of
 from imaging.resize import resize_bicubic
 from imaging.scale import SCALE
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from experts.spec import Precision
     from fusion.inference.ensemble import Ensemble
+    from imaging.files import Metadata
     from imaging.tiling import FeatheredSpan
 
 ImageT = TypeVar("ImageT", Image.Image, np.ndarray, Tensor)
@@ -75,8 +78,8 @@ def upscale(
 ) -> Image.Image | np.ndarray | Tensor:
     """Enlarge one image (or a batch of tensors) four times; the result is of the kind that was given.
 
-    image      | a path: the file, upright -> an 8-bit PIL image with the file's colour profile
-               | a PIL image, 8 bits per channel -> a PIL image of mode L, LA, RGB or RGBA
+    image      | a path: the file, upright -> an 8-bit PIL image; colour profile, EXIF and XMP stand in its `info`
+               | a PIL image, 8 bits per channel -> a PIL image of mode L, LA, RGB or RGBA, turned as it was
                | numpy (H, W) or (H, W, C) -> (4H, 4W) or (4H, 4W, C), same dtype: uint8 in 0..255, uint16 in
                | 0..65535, or float in [0, 1]
                | torch (C, H, W) or (B, C, H, W) -> (C, 4H, 4W) or (B, C, 4H, 4W), same dtype and device: uint8 in
@@ -144,7 +147,7 @@ def _of_file(path: Path, enlarge: partial[Tensor]) -> Image.Image:
     large = _pil(quantize_u8(enlarge(unit_CHW, path.stem)))
     if source.icc is not None:
         large.info["icc_profile"] = source.icc
-    return large
+    return _with_metadata(large, read_metadata(path), (source.height, source.width))
 
 
 def _of_pil(image: Image.Image, enlarge: partial[Tensor]) -> Image.Image:
@@ -157,6 +160,21 @@ def _of_pil(image: Image.Image, enlarge: partial[Tensor]) -> Image.Image:
     large = _pil(quantize_u8(enlarge(_unit_range(levels_HWC).permute(2, 0, 1))))
     if "icc_profile" in image.info:
         large.info["icc_profile"] = image.info["icc_profile"]
+    tags = image.getexif()
+    raw = image.info.get("exif") or (tags.tobytes() if tags else None)
+    packet = image.info.get("xmp")
+    metadata = metadata_of((raw, packet if isinstance(packet, bytes) else None), "image")
+    return _with_metadata(large, metadata, (image.height, image.width), orientation=tags.get(ORIENTATION, 1))
+
+
+def _with_metadata(
+    large: Image.Image, metadata: Metadata, before: tuple[int, int], orientation: int = 1
+) -> Image.Image:
+    """Under the keys that Pillow's readers use; its `save` takes them as options."""
+    fitted = metadata.fitted(before, (large.height, large.width), orientation)
+    block = fitted.exif.block() if fitted.exif is not None else b""
+    large.info |= {"exif": PREFIX + block} if block else {}
+    large.info |= {} if fitted.xmp is None else {"xmp": fitted.xmp}
     return large
 
 

@@ -20,6 +20,7 @@ from experts.catalog import Catalog, built_in_catalog, load_catalog
 from experts.image_folder import ImageFolderExpert
 from experts.loading.find_file import note_place
 from experts.loading.find_tap import find_tap
+from experts.loading.folded_tail import fold_upsampler
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork, load_onnx_network, onnx_tap
 from experts.loading.weights import (
@@ -36,7 +37,7 @@ from experts.run import NetworkExpert
 from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
 from experts.tap import as_maps, caught_outputs, find_layer
 from experts.words import CODE_PREFIX, parse_code_word
-from imaging.device import find_device
+from imaging.device import find_device, warn_of_slow_bf16
 from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
 from imaging.tiling import effective_kept_tile
@@ -74,6 +75,7 @@ def open_experts(
     catalog = load_catalog(config)
     own = set(catalog.names) - set(built_in_catalog().names)
     where = find_device(str(device))
+    warn_of_slow_bf16(where, precision, "--precision bf16")
     opened = list[Expert]()
     for one in wanted:
         known = None if stored is None or one in own else stored.find(one, catalog, trust_code=trust_code)
@@ -145,6 +147,8 @@ def open_expert(
     with without_meshgrid_warning():
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
+    if device.type == "cpu" and precision == "fp32":
+        fold_upsampler(loaded.network)
     note_place(path, sha256)
     effective = effective_kept_tile(tile, spec.overlap, padding.multiple)
     if tile and effective != tile:

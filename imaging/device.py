@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
 
 from imaging.refusal import Refusal
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 # What torch's CPU allocator writes into a plain RuntimeError; it has no class of its own for it.
@@ -35,6 +38,15 @@ def find_device(name: str) -> torch.device:
         first = str(error).splitlines()[0][:100]
         raise Refusal(f"is not usable here ({first})", where=f"device {name}", cure="use --device cpu") from None
     return device
+
+
+def warn_of_slow_bf16(device: torch.device, precision: str, where: str) -> None:
+    """A processor without instructions for bf16 computes it many times slower than fp32; torch itself is silent."""
+    if precision != "bf16" or device.type != "cpu":
+        return
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if known.get("architecture") == "x86_64" and not (known.get("avx512_bf16") or known.get("amx_bf16")):
+        log.warning("%s: this processor has no instructions for bf16, which is then many times slower than fp32", where)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from experts.call import without_meshgrid_warning
+from experts.export.edsr_as_rcan import edsr_as_rcan
 from experts.export.graph import expert_graph
 from experts.export.ncnn_files import write_ncnn
+from experts.loading.edsr import EDSR
+from experts.loading.folded_tail import unfold_upsampler
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork
 from experts.loading.student import is_plain
@@ -41,7 +44,7 @@ ENDINGS: dict[Form, str] = {"onnx": ".onnx", "ncnn": ".param", "safetensors": ".
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far it is from the expert over all sizes that it was run on."""
+    """What was written, as which architecture, and how far it is from the expert over all sizes that it was run on."""
 
     files: list[str]
     form: Form
@@ -61,6 +64,7 @@ def export_expert(expert: Expert, form: Form, out: Path, *, features: bool = Fal
     if features and (form != "onnx" or network.tap is None):
         raise Refusal("has no features to export", where=f"expert {expert.name}", cure="leave --features out")
     files = [out] if form != "ncnn" else [out, out.with_suffix(".bin")]
+    architecture = expert.identity.architecture
     with ExitStack() as stack, without_meshgrid_warning():
         written = [stack.enter_context(atomic_path(file)) for file in files]
         if form == "onnx":
@@ -68,12 +72,12 @@ def export_expert(expert: Expert, form: Form, out: Path, *, features: bool = Fal
         elif form == "ncnn":
             difference = write_ncnn(network, *written)
         else:
-            difference = _write_safetensors(network, written[0])
+            difference, architecture = _write_safetensors(network, written[0])
     return Exported(
         files=[str(file) for file in files],
         form=form,
         expert=expert.name,
-        architecture=expert.identity.architecture,
+        architecture=architecture,
         features=expert.identity.channels if features else 0,
         largest_difference=difference,
         sizes=[f"{height}x{width}" for height, width in SIZES],
@@ -88,6 +92,7 @@ def require_network(expert: Expert) -> NetworkExpert:
         raise Refusal("is a folder of images, which no file can compute", where=where, cure="name a model's weights")
     if isinstance(expert.network, OnnxNetwork):
         raise Refusal("is an ONNX file already", where=where, cure="export the weights that it was made from")
+    unfold_upsampler(expert.network)
     return expert
 
 
@@ -142,10 +147,15 @@ def _write_onnx(expert: NetworkExpert, file: Path, *, features: bool) -> float:
     return checked_graph(expert, file, features=features)[1]
 
 
-def _write_safetensors(expert: NetworkExpert, file: Path) -> float:
-    """The tensors under the names by which they were recognised; what leaves no trace in them goes into the header."""
-    network = expert.network
-    header = {ARCHITECTURE_KEY: expert.identity.architecture}
+def _write_safetensors(expert: NetworkExpert, file: Path) -> tuple[float, str]:
+    """The tensors under the names by which they were recognised; what leaves no trace in them goes into the header.
+
+    EDSR, which spandrel lacks, becomes an RCAN. Returns the difference and the architecture that was written.
+    """
+    network, architecture = expert.network, expert.identity.architecture
+    if isinstance(network, EDSR):
+        network, architecture = edsr_as_rcan(network), "RCAN"
+    header = {ARCHITECTURE_KEY: architecture}
     hyperparameters: dict[str, Any] = getattr(network, "hyperparameters", {})
     if hyperparameters:
         header[HYPERPARAMETERS_KEY] = json.dumps({k: v for k, v in hyperparameters.items() if is_plain(v)})
@@ -168,4 +178,4 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> float:
         call=loaded.call,
     )
     run, wanted = reference(again, features=False), reference(expert, features=False)
-    return largest_difference(run, wanted, SIZES, where=f"expert {expert.name}")
+    return largest_difference(run, wanted, SIZES, where=f"expert {expert.name}"), architecture

@@ -14,6 +14,7 @@ from fusion.inference.jobs import (
     ImageJob,
     RunResult,
     Sized,
+    check_quality,
     check_target,
     find_unread,
     make_jobs,
@@ -124,6 +125,7 @@ def collect(request: Request) -> Collected:
     assert request.input is not None
     assert request.output is not None
     jobs = make_jobs(request.input, request.output, request.options.ext, request.options.suffix)
+    check_quality(jobs, request.options.quality)
     sized, refused = measure_jobs(jobs)
     if not sized:
         raise refused[0][1]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imaging.files import png_rows, write_levels
+from imaging.files import Metadata, png_rows, write_levels
+from imaging.files.metadata import blocks_for
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -48,10 +49,12 @@ class ImageWriter:
         depth: Depth,
         icc: bytes | None,
         text: Mapping[str, str],
+        metadata: Metadata | None = None,
+        quality: int | None = None,
     ) -> None:
         self.path, self._height, self._width, self._channels = path, height, width, channels
         self._depth: Depth = depth
-        self._icc, self._text = icc, text
+        self._icc, self._text, self._metadata, self._quality = icc, text, metadata, quality
         self._bands: queue.Queue[np.ndarray | _Abandoned | None] = queue.Queue(_BANDS_AHEAD)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name=f"write {path.name}", daemon=True)
@@ -103,7 +106,7 @@ class ImageWriter:
                 self._stream_png()
             else:
                 levels_HWC = np.concatenate(list(self._received()))
-                write_levels(self.path, levels_HWC, icc=self._icc)
+                write_levels(self.path, levels_HWC, icc=self._icc, metadata=self._metadata, quality=self._quality)
         except _Abandoned:
             pass
         except BaseException as error:  # raised again in the pipeline's thread, by `_check`
@@ -111,6 +114,7 @@ class ImageWriter:
             self._drain()
 
     def _stream_png(self) -> None:
+        blocks = blocks_for(self.path, self._metadata)
         with png_rows(
             self.path,
             height=self._height,
@@ -119,6 +123,8 @@ class ImageWriter:
             depth=self._depth,
             icc=self._icc,
             text=self._text,
+            exif=blocks.exif,
+            xmp=blocks.xmp,
         ) as write:
             for band_HWC in self._received():
                 write(band_HWC)

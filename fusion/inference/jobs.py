@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imaging.atomic import remove_dead_temporaries
-from imaging.files import SUFFIXES, image_size, list_images, list_others
+from imaging.files import LOSSY, SUFFIXES, WRITTEN, image_size, list_images, list_others
 from imaging.names import LONGEST
 from imaging.paths import refuse_address
 from imaging.refusal import Refusal
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 AUTO = "auto"
+INSTEAD = ".png"  # of a format that is only read (HEIC): nothing is lost
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,14 @@ def _measured(job: ImageJob) -> Sized | Refusal:
         return refusal
 
 
+def check_quality(jobs: Iterable[ImageJob], quality: int | None) -> None:
+    """A quality is refused where a format has none: it would be dropped without a word."""
+    stray = next((job for job in jobs if job.output.suffix.lower() not in LOSSY), None)
+    if quality is not None and stray is not None:
+        what = f"--quality {quality}: {stray.output.suffix[1:].upper()} has none"
+        raise Refusal(what, where=stray.output, cure="write --ext jpg, webp or avif, or leave --quality out")
+
+
 def check_target(folder: Path) -> None:
     """Refuse a place that cannot be written to before the first second of computing."""
     # A real file, since permission bits do not tell of read-only file systems.
@@ -158,7 +167,8 @@ def _item(path: Path, root: Path) -> str:
 
 
 def _name(path: Path, ext: str, suffix: str) -> str:
-    return f"{path.stem}{suffix}{path.suffix if ext == AUTO else f'.{ext}'}"
+    kept = path.suffix if path.suffix.lower() in WRITTEN else INSTEAD
+    return f"{path.stem}{suffix}{kept if ext == AUTO else f'.{ext}'}"
 
 
 def _check(jobs: list[ImageJob]) -> None:

@@ -44,6 +44,7 @@ class OutputSize:
 class Options:
     """`tile` in LR pixels: None chooses by free memory, 0 runs images whole. `depth` None keeps the input's.
 
+    `quality` (1 to 100) None: as write_levels has it. With `strip_metadata` no EXIF and no XMP goes along.
     `background` (8 bits each): what transparent images are laid upon, before the experts see them.
     """
 
@@ -58,9 +59,11 @@ class Options:
     background: Rgb | None = None
     refine: Blend | None = None
     size: OutputSize = OutputSize()
+    quality: int | None = None
+    strip_metadata: bool = False
 
     def manifest(self) -> dict[str, Any]:
-        """The options that decide pixels."""
+        """The options that decide pixels, and what stands beside them in the file."""
         chosen: dict[str, Any] = {"tile": AUTO if self.tile is None else self.tile, "tta": self.tta}
         chosen["depth"] = AUTO if self.depth is None else self.depth
         if self.budget is not None:
@@ -73,4 +76,8 @@ class Options:
             chosen["refine"] = self.refine.manifest()
         if self.size != OutputSize():  # records of images at four times their size stay as they were
             chosen["size"] = self.size.manifest()
+        if self.quality is not None:
+            chosen["quality"] = self.quality
+        if self.strip_metadata:
+            chosen["strip_metadata"] = True
         return chosen

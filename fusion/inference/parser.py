@@ -15,7 +15,7 @@ from fusion.refinement.native.run import DEFAULT_SEED
 from fusion.refinement.presets import COLOURS, REFINERS, Blend, NativePreset, preset_of
 from imaging.cluster.options import add_engine_arguments
 from imaging.command import parse_shard
-from imaging.files import SUFFIXES
+from imaging.files import WRITTEN
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images").add_argument
     add("-i", "--input", type=Path, metavar="IN", help="an image, or a folder of images (recursive)")
     add("-o", "--output", type=Path, metavar="OUT", help="a folder, or for one image a file")
-    formats = [AUTO, *sorted(suffix[1:] for suffix in SUFFIXES)]
+    formats = [AUTO, *sorted(suffix[1:] for suffix in WRITTEN)]
     add("--ext", choices=formats, default=AUTO, help="format of the outputs; auto: that of each input")
     add("--suffix", default="", help="added to each output's name")
     add("--depth", choices=list(_DEPTHS), default=AUTO, help="bits per channel; auto: as the input")
@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-side", type=int, metavar="PX", help="no output side longer than this")
     add("--shard", metavar="I/N", help="make the I-th of N parts of the folder (0 to N-1), for schedulers")
     add("--background", metavar="COLOUR", help="lay transparent images upon white, '#20a0ff', ...: for JPEG and BMP")
+    add("--quality", type=int, metavar="N", help="of JPEG, WebP and AVIF, 1 to 100")
+    add("--strip-metadata", action="store_true", help="leave EXIF (date, camera, GPS) and XMP out")
     add("--skip-existing", action="store_true", help="leave outputs alone that these weights and options made")
     add = parser.add_argument_group("model").add_argument
     add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
@@ -121,6 +123,8 @@ def request_of(words: argparse.Namespace) -> Request:
         background=_colour(words.background),
         refine=_blend(words),
         size=_size(words),
+        quality=_quality(words.quality),
+        strip_metadata=words.strip_metadata,
     )
     return Request(
         words.input,
@@ -176,6 +180,12 @@ def _size(words: argparse.Namespace) -> OutputSize:
         cure = "leave the size at four times, or pack no submission"
         raise Refusal("a submission holds images of four times their input", where="command line", cure=cure)
     return size
+
+
+def _quality(number: int | None) -> int | None:
+    if number is not None and not 1 <= number <= 100:
+        raise Refusal(f"--quality {number}", where="command line", cure="give 1 to 100")
+    return number
 
 
 def _colour(word: str | None) -> Rgb | None:

@@ -176,6 +176,8 @@ class Pipeline:
             depth=depth,
             icc=source.icc,
             text={KEY: json.dumps(manifest)},
+            metadata=None if self.options.strip_metadata else source.metadata((height, width)),
+            quality=self.options.quality,
         )
         try:
             upscale(

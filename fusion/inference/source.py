@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from imaging.files import read_raster
+from imaging.files import read_metadata, read_raster
 from imaging.hashes import file_sha256
 from imaging.resize import resize_bicubic
 from imaging.scale import SCALE
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from imaging.files import Depth
+    from imaging.files import Depth, Metadata
 
 Rgb = tuple[int, int, int]
 _CONTEXT = 4  # LR pixels that bicubic interpolation sees beyond a band; 2 would do
@@ -56,6 +56,10 @@ class Source:
     def grey(self) -> bool:
         """One colour channel?"""
         return self.levels_HWC.shape[2] == 1
+
+    def metadata(self, size: tuple[int, int]) -> Metadata:
+        """What an image of (height, width) made from this one says of the photograph; it is upright."""
+        return read_metadata(self.path).fitted((self.height, self.width), size)
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """lr_BCHW, (1, 3, H, W) float32 in [0, 1]."""

@@ -19,6 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from imaging.files.contradictions import require_size
 from imaging.files.deep import Raster, TiffHeader, keyed_alpha, png16, tiff16, upright
 from imaging.files.header import KINDS, Header, detect_format, open_header, read_bytes, refusing
+from imaging.files.heif import avif_depth, heic_raster
 from imaging.files.picture import MAX_PIXELS, Depth, Picture
 from imaging.files.png import chunks
 from imaging.refusal import Refusal
@@ -70,8 +71,12 @@ def _decode(path: Path, header: Header, file: BinaryIO) -> tuple[Raster, bytes |
     """Pixels upright, and the profile that describes them."""
     if header.tiff is not None:
         return _decode_tiff(path, header.tiff, file)
+    if header.heic is not None:
+        return heic_raster(header.heic), header.heic.info.get("icc_profile")
     assert header.image is not None
     image, bits, colour_type = header.image, 8, None
+    if header.kind == "AVIF" and (depth := avif_depth(_rewound(file).read())) > 8:
+        log.warning("%s: its %d bits are read as 8, which is all that Pillow gives", path, depth)
     if header.kind == "PNG":
         ihdr = next(data for kind, data in list(chunks(file, where=path, pixels=True)) if kind == b"IHDR")
         bits, colour_type = ihdr[8], ihdr[9]

@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 
 from imaging.atomic import atomic_path
-from imaging.files.folders import SUFFIXES
+from imaging.files.exif import PREFIX, add_to_tiff
+from imaging.files.folders import WRITTEN
+from imaging.files.heif import AVIF_CURE, has_avif
+from imaging.files.metadata import EmbeddedBlocks, Metadata, blocks_for
 from imaging.files.png import png_rows
 from imaging.quantize import quantize_u8, quantize_u16
 from imaging.refusal import Refusal
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DEEP = (".png", ".tif", ".tiff")
-TRANSPARENT = (".png", ".tif", ".tiff", ".webp")
-_LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # libjpeg's and WebP's own limits
+TRANSPARENT = (".png", ".tif", ".tiff", ".webp", ".avif")
+LOSSY = (".jpg", ".jpeg", ".webp", ".avif")  # that have a quality
+_LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".avif": 65_536}  # the formats' own limits
+_JPEG_QUALITY, _AVIF_QUALITY = 95, 90
 _LUMA = (0.299, 0.587, 0.114)  # BT.601, full range: what "grey" means in image files
 
 
@@ -47,7 +52,8 @@ def write_picture(
     Values are clamped to [0, 1] and rounded to nearest once (imaging.quantize). Depth, profile and one-channel
     grey come from `like` unless given; without either, 8-bit RGB. `alpha` is (H,W), or with leading ones;
     that of `like` is used when its size fits, and a `like` whose alpha does not fit demands `alpha`.
-    WebP is written without loss, JPEG at quality 95 without chroma subsampling. `text` goes into PNG only.
+    WebP is written without loss, JPEG and AVIF at quality 95 and 90 without chroma subsampling; no EXIF and no XMP is.
+    `text` goes into PNG only.
     A format that cannot hold the depth, the transparency or the size is refused: nothing is dropped silently.
     """
     rgb_CHW = _as_chw(rgb)
@@ -60,33 +66,52 @@ def write_picture(
 
 
 def write_levels(
-    path: Path, levels_HWC: np.ndarray, *, icc: bytes | None = None, text: Mapping[str, str] | None = None
+    path: Path,
+    levels_HWC: np.ndarray,
+    *,
+    icc: bytes | None = None,
+    text: Mapping[str, str] | None = None,
+    metadata: Metadata | None = None,
+    quality: int | None = None,
 ) -> None:
-    """Write whole levels, uint8 or uint16 of 1 to 4 channels (grey or RGB, transparency last), as they are."""
+    """Write whole levels, uint8 or uint16 of 1 to 4 channels (grey or RGB, transparency last), as they are.
+
+    `quality`, 1 to 100, is of JPEG, WebP (which has loss then) and AVIF.
+    """
     suffix = path.suffix.lower()
     height, width, channels = levels_HWC.shape
     bits: Depth = 16 if levels_HWC.dtype == np.uint16 else 8
     check_format(path, bits, transparent=channels in (2, 4), longest=max(height, width))
     profile = _fitting_profile(icc, channels, path)
+    blocks = blocks_for(path, metadata)
     try:
-        _write(path, suffix, levels_HWC, profile, text)
+        if suffix == ".png":
+            _write_png(path, levels_HWC, profile, text, blocks)
+        elif suffix in (".tif", ".tiff"):
+            _write_tiff(path, levels_HWC, profile, blocks)
+        else:
+            _write_with_pillow(path, suffix, levels_HWC, profile, blocks, quality)
     except OSError as error:
         cure = "free space there, fix its permissions, or write elsewhere"
         raise Refusal(f"cannot be written ({error.strerror or error})", where=path, cure=cure) from error
 
 
-def _write(
-    path: Path, suffix: str, levels_HWC: np.ndarray, profile: bytes | None, text: Mapping[str, str] | None
+def _write_png(
+    path: Path, levels_HWC: np.ndarray, icc: bytes | None, text: Mapping[str, str] | None, blocks: EmbeddedBlocks
 ) -> None:
-    if suffix == ".png":
-        height, width, channels = levels_HWC.shape
-        bits = 16 if levels_HWC.dtype == np.uint16 else 8
-        with png_rows(path, height=height, width=width, channels=channels, depth=bits, icc=profile, text=text) as rows:
-            rows(levels_HWC)
-    elif suffix in (".tif", ".tiff"):
-        _write_tiff(path, levels_HWC, profile)
-    else:
-        _write_with_pillow(path, suffix, levels_HWC, profile)
+    height, width, channels = levels_HWC.shape
+    with png_rows(
+        path,
+        height=height,
+        width=width,
+        channels=channels,
+        depth=16 if levels_HWC.dtype == np.uint16 else 8,
+        icc=icc,
+        text=text,
+        exif=blocks.exif,
+        xmp=blocks.xmp,
+    ) as rows:
+        rows(levels_HWC)
 
 
 def _as_chw(rgb: Tensor) -> Tensor:
@@ -109,13 +134,15 @@ def _alpha_for(like: Picture | None, alpha: Tensor | None, size: tuple[int, int]
 def check_format(path: Path, bits: Depth, *, transparent: bool, longest: int) -> None:
     """Refuse a suffix that cannot hold the depth, the transparency or the size."""
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        kinds = ", ".join(sorted(SUFFIXES))
+    if suffix not in WRITTEN:
+        kinds = ", ".join(sorted(WRITTEN))
         raise Refusal(f"'{suffix}' is not a format that can be written", where=path, cure=f"use one of {kinds}")
     if bits == 16 and suffix not in _DEEP:
         raise Refusal(f"{suffix} cannot hold 16 bits", where=path, cure="write .png or .tif, or request 8 bits")
     if transparent and suffix not in TRANSPARENT:
         raise Refusal(f"{suffix} cannot hold transparency", where=path, cure="write .png, .tif or .webp")
+    if suffix == ".avif" and not has_avif():
+        raise Refusal("this Pillow does not write AVIF", where=path, cure=AVIF_CURE)
     limit = _LONGEST_SIDE.get(suffix)
     if limit is not None and longest > limit:
         raise Refusal(f"{suffix} ends at {limit} pixels a side, not {longest}", where=path, cure="write .png or .tif")
@@ -146,7 +173,7 @@ def _fitting_profile(icc: bytes | None, channels: int, path: Path) -> bytes | No
     return icc
 
 
-def _write_tiff(path: Path, levels_HWC: np.ndarray, icc: bytes | None) -> None:
+def _write_tiff(path: Path, levels_HWC: np.ndarray, icc: bytes | None, blocks: EmbeddedBlocks) -> None:
     channels = levels_HWC.shape[-1]
     with atomic_path(path) as temporary:
         tifffile.imwrite(
@@ -160,17 +187,27 @@ def _write_tiff(path: Path, levels_HWC: np.ndarray, icc: bytes | None) -> None:
             iccprofile=icc,
             metadata=None,
         )
+        if blocks != EmbeddedBlocks() and not add_to_tiff(temporary, blocks.parts, blocks.xmp):
+            log.warning("%s: a TIFF beyond 4 GB is written without EXIF and XMP", path)
 
 
-def _write_with_pillow(path: Path, suffix: str, levels_HWC: np.ndarray, icc: bytes | None) -> None:
-    """8-bit JPEG, WebP and BMP."""
+def _write_with_pillow(
+    path: Path, suffix: str, levels_HWC: np.ndarray, icc: bytes | None, blocks: EmbeddedBlocks, quality: int | None
+) -> None:
+    """8-bit JPEG, WebP, AVIF and BMP."""
     channels = levels_HWC.shape[-1]
     image = Image.fromarray(levels_HWC[..., 0] if channels == 1 else levels_HWC)
+    beside = {"icc_profile": icc, "exif": blocks.exif or b"", "xmp": blocks.xmp or b""}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         if suffix in (".jpg", ".jpeg"):
-            image.save(file, "JPEG", quality=95, subsampling=0, icc_profile=icc)
+            beside["exif"] = PREFIX + blocks.exif if blocks.exif else b""
+            image.save(file, "JPEG", quality=quality or _JPEG_QUALITY, subsampling=0, **beside)
         elif suffix == ".webp":
-            image.save(file, "WEBP", lossless=True, exact=True, icc_profile=icc)
+            loss = {"lossless": True, "exact": True} if quality is None else {"quality": quality}
+            image.save(file, "WEBP", **loss, **beside)
+        elif suffix == ".avif":
+            grey = "4:0:0" if channels == 1 else "4:4:4"
+            image.save(file, "AVIF", quality=quality or _AVIF_QUALITY, subsampling=grey, **beside)
         else:
             if icc is not None:
                 log.warning("%s: BMP cannot hold the colour profile; it is left out", path)

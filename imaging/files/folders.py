@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from imaging.files.foreign import ANIMATION_CURE
 from imaging.paths import refuse_address
 from imaging.refusal import Refusal
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+WRITTEN = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+SUFFIXES = WRITTEN | {".heic", ".heif"}  # that are read
+_MOVING = frozenset({".gif", ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"})
 _NAMED = 5  # files that a line names
 
 
@@ -22,7 +25,9 @@ def in_words(others: list[Path], folder: Path) -> str:
     names = ", ".join(str(path.relative_to(folder)) for path in others[:_NAMED])
     more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
     kinds = ", ".join(sorted(SUFFIXES))
-    return f"{folder}: {len(others)} files are not read, being none of {kinds}: {names}{more}"
+    line = f"{folder}: {len(others)} files are not read, being none of {kinds}: {names}{more}"
+    moving = any(path.suffix.lower() in _MOVING for path in others)
+    return f"{line}; of an animation or video: {ANIMATION_CURE}" if moving else line
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -14,6 +14,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from imaging.files.contradictions import require_enough_content, require_size, webp_size
 from imaging.files.deep import TiffHeader, tiff_header
+from imaging.files.foreign import ANIMATION_CURE, container_kind, foreign_kind
+from imaging.files.heif import open_avif, open_heic
 from imaging.files.picture import MAX_PIXELS
 from imaging.files.png import chunks
 from imaging.refusal import Refusal
@@ -38,8 +40,7 @@ _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
     b"BM": "BMP",
 }
-_FOREIGN_MAGIC = {b"GIF8": "GIF", b"8BPS": "Photoshop", b"%PDF": "PDF", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "HDR"}
-KINDS = "PNG, TIFF, JPEG, WebP or BMP"
+KINDS = "PNG, TIFF, JPEG, WebP, BMP, AVIF or HEIC"
 _INTACT = "replace it with an intact copy"
 _ORIENTATION = 0x0112
 
@@ -81,11 +82,12 @@ def detect_format(path: Path, head: bytes) -> str:
             return kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
-    foreign = next((kind for magic, kind in _FOREIGN_MAGIC.items() if head.startswith(magic)), None)
-    if head[4:8] == b"ftyp":
-        foreign = "HEIF, AVIF or video"
-    reason = f"is a {foreign} file, which is not supported" if foreign else "is not an image"
-    raise Refusal(reason, where=path, cure=f"give a {KINDS} file")
+    container = container_kind(head)
+    if container is not None:
+        return container
+    foreign, cure = foreign_kind(head) or ("", "")
+    reason = f"is {foreign}, which is not supported" if foreign else "is not an image"
+    raise Refusal(reason, where=path, cure=cure or f"give a {KINDS} file")
 
 
 @contextmanager
@@ -110,13 +112,20 @@ class Header:
     height: int  # as stored
     width: int
     orientation: int
-    image: ImageFile.ImageFile | None  # None for TIFFs, which `tiff` describes
+    image: ImageFile.ImageFile | None  # None for TIFFs, which `tiff` describes, and for HEIC
     tiff: TiffHeader | None = None
+    heic: Any = None  # pillow-heif's image
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width), upright."""
         return (self.width, self.height) if self.orientation in (5, 6, 7, 8) else (self.height, self.width)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the decoder tells beside the pixels."""
+        opened = self.heic if self.image is None else self.image
+        return {str(key): value for key, value in opened.info.items()}
 
 
 def open_header(path: Path, kind: str, file: BinaryIO, max_pixels: int) -> Header:
@@ -129,14 +138,19 @@ def open_header(path: Path, kind: str, file: BinaryIO, max_pixels: int) -> Heade
         # Samples beyond four take memory as pixels do.
         check_size(path, (tiff.height, tiff.width), max_pixels * 4 // max(tiff.samples, 4))
         return Header(kind, tiff.height, tiff.width, tiff.orientation, None, tiff)
+    if kind == "HEIC":
+        heic = open_heic(path, file)
+        width, height = heic.size
+        check_size(path, (height, width), max_pixels)
+        return Header(kind, height, width, 1, None, heic=heic)
     claimed = webp_size(file, path) if kind == "WebP" else None
     if claimed is not None:  # before Pillow takes memory for it
         check_size(path, claimed, max_pixels)
     file.seek(0)
-    image = _READERS[kind](file)
+    image = open_avif(path, file) if kind == "AVIF" else _READERS[kind](file)
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        raise Refusal(f"is animated ({frames} frames)", where=path, cure="split it into files of one image each")
+        raise Refusal(f"is animated ({frames} frames)", where=path, cure=ANIMATION_CURE)
     width, height = image.size
     check_size(path, (height, width), max_pixels)
     require_size((height, width), claimed or (height, width), path)

@@ -11,8 +11,10 @@ import torch
 from spandrel import ModelLoader
 
 from experts.catalog import load_catalog
+from experts.loading.edsr import EDSR
 from experts.open import open_expert
 from experts.spec import Padding
+from fusion.training.loop.export import export_weights
 from imaging.onnx_graph import check
 from tests.experts.test_architectures import save
 from tests.export.parts import needs, run
@@ -86,6 +88,23 @@ def test_safetensors_open_in_spandrel(tmp_path: Path) -> None:
     network, lr_BCHW = ModelLoader().load_from_file(tmp_path / "out.safetensors").eval(), image(*ODD)
     with torch.no_grad():
         assert torch.equal(network.model(lr_BCHW), opened(weights).run(lr_BCHW).sr_BCHW)
+
+
+@pytest.mark.parametrize(("img_range", "res_scale"), [(255.0, 1.0), (1.0, 1.0), (255.0, 0.1)])
+def test_edsr_opens_in_spandrel_as_an_rcan(img_range: float, res_scale: float, tmp_path: Path) -> None:
+    features = 256 if res_scale != 1 else 12  # by which a file's residual scale is known
+    edsr = EDSR(num_feat=features, num_block=2, img_range=img_range, res_scale=res_scale)
+    values = {"num_feat": features, "num_block": 2, "img_range": img_range, "res_scale": res_scale}
+    export_weights(
+        tmp_path / "e.safetensors", edsr.state_dict(), architecture="EDSR", hyperparameters=values, provenance={}
+    )
+    out = tmp_path / "out.safetensors"
+    assert run("export", tmp_path / "e.safetensors", "--to", "safetensors", out) == 0
+    network = ModelLoader().load_from_file(out).eval()
+    assert network.architecture.id == "RCAN"
+    lr_BCHW = image(*ODD)
+    with torch.no_grad():
+        assert torch.allclose(network(lr_BCHW.clone()), edsr(lr_BCHW).clamp(0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ BAD = {
     "empty.png": (b"", "zero bytes"),
     "text.png": (b"hello, this is not an image at all", "is not an image"),
     "a.gif": (pillow_bytes(Image.new("P", (3, 3)), "GIF"), "is a GIF file"),
-    "a.heic": (b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIF"),
+    "a.heic": (b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIC"),
     "float.tif": (tiff_bytes(np.ones((4, 4), np.float32)), "floating-point"),
     "signed.tif": (tiff_bytes(np.ones((4, 4), np.int16)), "signed"),
     "wide.tif": (tiff_bytes(np.ones((4, 4), np.uint32)), "32-bit"),

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imaging import atomic
 from imaging.command import DONE, INTERRUPTED, REFUSED, print_json, run
+from imaging.device import warn_of_slow_bf16
 from imaging.refusal import Refusal, nearest
 from imaging.settings import Settings, load_settings, parse_settings, read_yaml
 
@@ -243,3 +245,21 @@ def test_aliases_that_unfold_without_an_end_are_refused(tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(Refusal, match="unfolds to more"):
             read_yaml(tmp_path / "c.yaml")
+
+
+# devices
+
+
+def flags() -> set[str]:
+    """Of this processor, as the kernel lists them, not as torch does."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    return {flag for line in text.splitlines() if line.startswith("flags") for flag in line.split()}
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this torch does not tell what the CPU can")
+def test_bf16_without_instructions_for_it_is_said_to_be_slow(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_slow_bf16(torch.device("cpu"), "fp32", "precision")
+    assert not caplog.records
+    warn_of_slow_bf16(torch.device("cpu"), "bf16", "precision=bf16")
+    is_slow = bool(flags()) and not flags() & {"avx512_bf16", "amx_bf16"}
+    assert [record.getMessage()[:14] for record in caplog.records] == ["precision=bf16"] * is_slow

@@ -16,6 +16,7 @@ from fusion.inference.report.provenance import read_record
 from imaging.atomic import atomic_path
 from imaging.command import DONE, print_json
 from imaging.files import image_size, list_images, read_raster
+from imaging.files.png import without_metadata
 from imaging.names import valid_text
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
@@ -89,12 +90,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def pack(chosen: Mapping[str, Path], target: Path, facts: Facts) -> Path:
-    """A checked set -> the zip, whole or not at all."""
+    """A checked set -> the zip, whole or not at all; EXIF and XMP stay behind, whatever the images carry."""
     if target.suffix.lower() != ".zip":
         raise Refusal("is not a .zip name", where=target, cure="end it in .zip")
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, path in chosen.items():
-            archive.writestr(zipfile.ZipInfo(name, _FIRST_DAY), path.read_bytes())
+            archive.writestr(zipfile.ZipInfo(name, _FIRST_DAY), without_metadata(path))
         archive.writestr(zipfile.ZipInfo(README, _FIRST_DAY), facts.text())
     return target
 

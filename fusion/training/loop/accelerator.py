@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from imaging.device import warn_of_slow_bf16
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _check_precision(settings: TrainSettings, device: torch.device) -> None:
         raise Refusal(f"fp16 training is not known to work on {device.type}", where="precision", cure=cure)
     if settings.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise Refusal("this GPU has no bf16", where="precision", cure="set precision=fp16")
+    warn_of_slow_bf16(device, settings.precision, "precision=bf16")
 
 
 def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
