@@ -56,7 +56,8 @@ def niqe(rgb_BCHW: Tensor, *, statistics: Path | None = None, border: int = 0) -
     height, width = (side // _BLOCK * _BLOCK for side in luma_B1HW.shape[-2:])
     if height * width < 2 * _BLOCK**2:
         raise Refusal(f"{tuple(luma_B1HW.shape[-2:])} pixels are too few", where="NIQE", cure="leave the image out")
-    return torch.tensor([_distance(one[None], mean_F, covariance_FF) for one in luma_B1HW[..., :height, :width]])
+    distances = [_distance(one[None], mean_F, covariance_FF) for one in luma_B1HW[..., :height, :width]]
+    return torch.tensor(distances, dtype=torch.float64)
 
 
 def _distance(luma_11HW: Tensor, mean_F: np.ndarray, covariance_FF: np.ndarray) -> float:

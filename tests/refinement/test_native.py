@@ -18,12 +18,16 @@ from torch import Tensor, nn
 import infer
 from fusion.inference.report.provenance import read_manifest
 from fusion.refinement.native.consistency import unseen
+from fusion.refinement.native.flatness import allowance
 from fusion.refinement.native.network import ARCHITECTURE, PACKED, NativeRefinerNetwork
 from fusion.refinement.native.noise import noise_at
 from fusion.refinement.native.open import NativeRefiner, open_native
 from fusion.refinement.native.run import change_of, count_native_tiles
 from fusion.refinement.presets import Blend
 from fusion.refinement.refine import refine
+from fusion.studio import serve
+from fusion.studio.jobs.ensemble_cache import RefinerSettings
+from fusion.studio.jobs.progress import EnsembleProgress
 from fusion.training.loop.export import export_weights
 from imaging.command import DONE, FAILURES_LISTED, REFUSED, run
 from imaging.paths import find_pretrained
@@ -262,3 +266,24 @@ def test_flat_parts_stay_flat_and_the_input_is_kept(shipped: NativeRefiner) -> N
 def _rms(change_CHW: Tensor) -> float:
     """In grey levels."""
     return float(change_CHW.square().mean().sqrt()) * 255
+
+
+# The studio
+
+
+def test_the_studio_opens_it_by_name_and_counts_its_tiles(small: NativeRefiner) -> None:
+    assert serve._refiner_settings(serve._parse(["--refine", "native"])) == RefinerSettings("native", None, None)
+    fused_CHW, lr_CHW = pair(40, 30)
+    progress = EnsembleProgress(("a",), CPU, lambda: None)
+    progress.begin(1, count_native_tiles(small.preset, 160, 120))
+    timed = progress.wrap_refiner(small)
+    assert isinstance(timed, NativeRefiner)
+    assert torch.equal(change(timed, fused_CHW, lr_CHW), change(small, fused_CHW, lr_CHW))
+    assert (progress.stages["refinement"].done, progress.stages["refinement"].expected) == (1, 1)
+
+
+def test_nothing_is_added_where_the_fused_image_is_flat() -> None:
+    slope = torch.linspace(0.2, 0.8, 64).expand(1, 3, 64, 64)
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert float(allowance(slope)[..., 8:-8].max()) < 0.01
+    assert float(allowance(slope + noise * 0.02).min()) > 0.7
