@@ -150,11 +150,7 @@ def _blend(words: argparse.Namespace) -> Blend | None:
             raise Refusal(f"{name} without --refine", where="command line", cure=f"add --refine {'|'.join(REFINERS)}")
         return None
     preset = preset_of(words.refine)
-    if isinstance(preset, NativePreset):
-        if words.refine_lora is not None:
-            cure = "leave it out: --refine-model FILE names other weights of the native refiner"
-            raise Refusal("--refine native takes no LoRA", where="command line", cure=cure)
-    elif words.refine_model is None:
+    if words.refine_model is None and not isinstance(preset, NativePreset):
         cure = f"add --refine-model with a folder or Hub id of {preset.page} (LoRA: {preset.lora_page})"
         raise Refusal(f"--refine {words.refine} needs a base model", where="command line", cure=cure)
     strength = 1.0 if words.refine_strength is None else words.refine_strength

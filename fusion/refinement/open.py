@@ -64,6 +64,9 @@ def open_refiner(preset: str, model: str | None, lora: Path | None, device: torc
     chosen = preset_of(preset)
     _require_extra()
     if isinstance(chosen, NativePreset):
+        if lora is not None:
+            cure = "leave it out: --refine-model FILE names other weights of the native refiner"
+            raise Refusal("--refine native takes no LoRA", where="command line", cure=cure)
         return open_native(model, device)
     if model is None:
         cure = f"add --refine-model with a folder or Hub id of {chosen.page} (LoRA: {chosen.lora_page})"

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
         raise Refusal("gradio is not installed", where="python -m fusion serve", cure=cure)
     limits = Limits(options.max_mb, options.max_pixels, options.max_images)
     folders = Folders.of(options.caches, options.runs)
-    refiner = _refiner_settings(options)
+    refiner = refiner_settings(options)
     experts = tuple(options.experts.split(",")) if options.experts else None
     with (
         tempfile.TemporaryDirectory(prefix="studio-") as folder,
@@ -74,10 +74,11 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
     return DONE
 
 
-def _refiner_settings(options: argparse.Namespace) -> RefinerSettings | None:
+def refiner_settings(options: argparse.Namespace) -> RefinerSettings | None:
+    """What the command line says of a refiner; None where it names none."""
     if options.refine_model is None:
         if options.refine is not None and isinstance(preset_of(options.refine), NativePreset):
-            return RefinerSettings(options.refine, None, None)
+            return RefinerSettings(options.refine, None, options.refine_lora)
         if options.refine is not None or options.refine_lora is not None:
             raise Refusal("needs a base model", where="--refine", cure="add --refine-model with a folder or Hub id")
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,8 @@ def _rms(change_CHW: Tensor) -> float:
 
 
 def test_the_studio_opens_it_by_name_and_counts_its_tiles(small: NativeRefiner) -> None:
-    assert serve._refiner_settings(serve._parse(["--refine", "native"])) == RefinerSettings("native", None, None)
+    words = Namespace(refine="native", refine_model=None, refine_lora=None)
+    assert serve.refiner_settings(words) == RefinerSettings("native", None, None)
     fused_CHW, lr_CHW = pair(40, 30)
     progress = EnsembleProgress(("a",), CPU, lambda: None)
     progress.begin(1, count_native_tiles(small.preset, 160, 120))
