@@ -4,7 +4,8 @@ What a loss cannot see in one image the task reports itself, under names that st
 
 - `flow`: squared error of the prediction at a random time of the flow from noise to the residual (a stage of its own).
 - `texture`: LPIPS to the truth, less a share of LPIPS between two seeds of one crop. LPIPS alone is least for the mean
-  in its features; what its spread costs there is given back, so that seeds may differ.
+  in its features; what its spread costs there is given back, so that seeds may differ. The images are shifted by a
+  random 0 to 3 pixels: AlexNet steps by four, as this network does, and on one grid a lattice passes for texture.
 - `mean`: the product of two seeds' errors, whose expectation is the squared error of the mean over seeds: it draws the
   mean to the truth as the fused image has it, and lets single images pay nothing for their texture.
 
@@ -48,20 +49,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REFINED, HALF = "refined", "refined by half"
+_OFF = SCALE // 2  # pixels cut off above and left
 NAME = "refiner"  # network.name
 _LEAST_TIME = 0.2  # of the flow: earlier points hold the truth almost unchanged and would outweigh all others
 
 
 @dataclass
 class PerceptualTable(ScoreTable):
-    """Beside PSNR and SSIM, LPIPS; which decides."""
+    """Beside PSNR and SSIM, LPIPS off the grid of LR pixels; which decides."""
 
     lpips: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, contender: str, item: str, sr_BCHW: Tensor, hr_BCHW: Tensor) -> None:
         """Score one image of one contender."""
         super().add(contender, item, sr_BCHW, hr_BCHW)
-        self.lpips.setdefault(contender, {})[item] = float(lpips_distance(sr_BCHW.clamp(0, 1), hr_BCHW))
+        shifted = (one[..., _OFF:, _OFF:] for one in (sr_BCHW.clamp(0, 1), hr_BCHW))
+        self.lpips.setdefault(contender, {})[item] = float(lpips_distance(*shifted))
 
     def merit(self, contender: str) -> float:
         """Higher is better."""
@@ -100,7 +103,8 @@ class RefinerTask:
         image_BCHW = fused_BCHW + unseen(network(fused_BCHW, lr_BCHW, noise_BCHW).float() * allowance(fused_BCHW))
         first, second = image_BCHW[0::SEEDS], image_BCHW[1::SEEDS]
         truth = hr_BCHW[0::SEEDS]
-        near, apart = self._lpips(first, second, truth)
+        down, right = (int(torch.randint(SCALE, ())) for _ in range(2))
+        near, apart = self._lpips(*(one[..., down:, right:] for one in (first, second, truth)))
         return Prediction(
             image_BCHW,
             terms={
