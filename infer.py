@@ -18,6 +18,7 @@ import torch
 from experts.catalog import load_catalog
 from experts.open import fetched_experts, open_experts
 from experts.run import NetworkExpert
+from experts.spec import scale_of
 from experts.stored import StoredExperts
 from experts.words import split_words
 from fusion.budget.run import find_budget_model
@@ -150,8 +151,11 @@ def assemble(
     compiled: bool = False,
 ) -> Ensemble:
     """Opened experts and their fusion, as inference runs them."""
-    fusion = selection.fusion
+    fusion, scale = selection.fusion, scale_of(experts)
     if fusion is not None:
+        if fusion.settings.scale != scale:
+            what = f"fuses experts that enlarge {fusion.settings.scale} times, these enlarge {scale} times"
+            raise Refusal(what, where=selection.source, cure="choose its own experts, or another model")
         fusion.settings.check_weights({one.name: one.identity.weights_sha256 for one in experts})
         fusion.to(where)
     elif len(experts) > 1:
@@ -173,6 +177,7 @@ def assemble(
             **({"compiled": True} if compiled else {}),  # sums in another order: equal only up to rounding
         },
         device=where,
+        scale=scale,
         sources=tuple(sources),
         can_probe=len(networks) == len(experts),
         has_difficulty=fusion is not None and fusion.gating is not None and fusion.record.verdict != "base",
@@ -200,6 +205,8 @@ def expert_function(expert: Expert) -> RunExpert:
 
         return run_network
 
+    scale = expert.identity.scale
+
     @lru_cache(maxsize=1)  # all tiles of an image come before the next image
     def read_image(item: str, height: int, width: int) -> Answer:
         output = expert.run(torch.zeros(1, 3, height, width), [item])
@@ -211,7 +218,7 @@ def expert_function(expert: Expert) -> RunExpert:
         sr_BCHW, feat_BCHW = read_image(place.item, place.height, place.width)
         rows, columns = slice(place.top, place.top + height), slice(place.left, place.left + width)
         feat = None if feat_BCHW is None else transform(feat_BCHW[..., rows, columns], turn)
-        return Answer(transform(sr_BCHW[..., enlarged(rows), enlarged(columns)], turn), feat)
+        return Answer(transform(sr_BCHW[..., enlarged(rows, scale), enlarged(columns, scale)], turn), feat)
 
     return crop
 

@@ -19,6 +19,7 @@ from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from experts.open import open_experts
+from experts.spec import scale_of
 from experts.stored import StoredExperts, stored_specs
 from experts.timing import seconds_per_pixel
 from fusion.budget.fit import fit_after_training
@@ -28,7 +29,7 @@ from fusion.training.dry_run import measure_pace, probe
 from fusion.training.loop.loop import train
 from fusion.training.loop.run_folder import to_yaml
 from fusion.training.settings import TrainSettings
-from fusion.training.sources.cache import CacheSource
+from fusion.training.sources.cache import CacheSource, at_cache_scale
 from fusion.training.sources.live import LiveSource
 from fusion.training.tasks.distil import DistilTask, Rival, Student
 from fusion.training.tasks.expert import ExpertTask
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         return _pace(settings, words)
     if words.live and settings.data.cache is not None:
         raise Refusal("--live and a cache exclude each other", where="command line", cure="give one of them")
+    settings = at_cache_scale(settings)
 
     def build(rank: int, world: int) -> Task:
         return make_task(settings, words.live, rank, world, trust_code=words.trust_code)
@@ -99,6 +101,7 @@ def _pace(settings: TrainSettings, words: argparse.Namespace) -> int:
     if settings.task != "fusion" or settings.data.cache is None or len(words.pace) != 1 + words.live:
         cure = "give task: fusion, --cache DIR and --pace STEPS; with --live STEPS,LIVE"
         raise Refusal("cannot tell what to measure", where="--pace", cure=cure)
+    settings = at_cache_scale(settings)
     cached = measure_pace(settings, lambda *place: _unfitted(settings, CacheSource(settings, *place)), words.pace[0], 3)
     document = {"cache": asdict(cached)}
     if words.live:
@@ -172,12 +175,16 @@ def make_student(settings: TrainSettings) -> Student:
     # By its class's name as well: on the command line of distil, `msg` is the expert of that name.
     ours = NETWORKS | {kind.architecture: kind for kind in NETWORKS.values()}
     if wanted.name in ours:
-        network, architecture = build_network(ours, wanted, settings.seed), ours[wanted.name].architecture
+        network, architecture = (
+            build_network(ours, wanted, settings.seed, settings.data.scale),
+            ours[wanted.name].architecture,
+        )
         return Student(network, architecture, wanted.settings, lambda one, lr_BCHW: one(lr_BCHW))
     if wanted.name == FROM_FILE:
         made = open_student(str(wanted.settings.get("file", "")), load_catalog(settings.data.catalog))
     else:
-        made = build_architecture(wanted.name, wanted.settings, seed)
+        made = build_architecture(wanted.name, wanted.settings, seed, settings.data.scale)
+    settings.data.require_scale(made.scale, "network.name")
     return Student(made.network, made.architecture, made.hyperparameters, made.run)
 
 
@@ -188,6 +195,7 @@ def make_rival(settings: TrainSettings) -> Rival | None:
     if wanted is None:
         return None
     (expert,) = open_experts([str(wanted)], config=settings.data.catalog, features="none")
+    settings.data.require_scale(expert.identity.scale, "distil.rival")
     return Rival(expert.name, lambda lr_BCHW: expert.run(lr_BCHW).sr_BCHW)
 
 
@@ -197,6 +205,7 @@ def live_source(settings: TrainSettings, rank: int, world: int, *, trust_code: b
         raise Refusal("no experts are named", where="data.experts", cure="give data.experts=[NAME,...] with --live")
     device = "cpu" if settings.device == "cpu" else best_device()
     experts = open_experts(settings.data.experts, device=device, config=settings.data.catalog, trust_code=trust_code)
+    settings.data.require_scale(scale_of(experts), "data.experts")
     features = settings.network.settings.get("features", "taps") != "none"
 
     def ask(lr_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -231,12 +240,8 @@ def _parser() -> argparse.ArgumentParser:
         "--probe", type=float, metavar="SECONDS", help="time steps for so long, print JSON, keep nothing"
     )
     parser.add_argument("--pace", type=_counts, metavar="STEPS[,LIVE]", help="time steps, print JSON, keep nothing")
-    parser.add_argument(
-        "--fit-budget",
-        type=Path,
-        metavar="MODEL",
-        help="only fit the budget model (budget.json) of this finished model",
-    )
+    help_text = "only fit the budget model (budget.json) of this finished model"
+    parser.add_argument("--fit-budget", type=Path, metavar="MODEL", help=help_text)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     return parser
 

@@ -130,7 +130,7 @@ def _pull(options: argparse.Namespace) -> int:
 
 
 def _import_images(options: argparse.Namespace) -> int:
-    return _report(options, import_images(command_line.settings_of(options), options.folders))
+    return _report(options, import_images(command_line.settings_of(options), options.folders, options.scale))
 
 
 def _import_pt(options: argparse.Namespace) -> int:

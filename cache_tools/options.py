@@ -15,6 +15,7 @@ from experts.words import split_words
 from imaging.cluster.options import add_engine_arguments
 from imaging.command import parse_shard
 from imaging.device import AUTO, choose_device
+from imaging.scale import SCALE, SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,11 +89,11 @@ def _cache_argument(parser: argparse.ArgumentParser, name: str = "cache", nargs:
 
 def _add_transfers(commands: Commands[argparse.ArgumentParser]) -> None:
     push = _command(commands, "push", "copy a cache to object storage or hf://datasets/USER/NAME; resumable")
-    push.add_argument("cache", type=Path)
+    push.add_argument("cache", type=parse_location)
     push.add_argument("address", type=parse_location)
     pull = _command(commands, "pull", "copy a cache from object storage into a folder; resumable")
     pull.add_argument("address", type=parse_location)
-    pull.add_argument("cache", type=Path)
+    pull.add_argument("cache", type=parse_location)
 
 
 def _add_merge(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -113,6 +114,7 @@ def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_imports(commands: Commands[argparse.ArgumentParser]) -> None:
     images = _command(commands, "import-images", "folders of a model's images -> a cache with an expert per folder")
     images.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER")
+    images.add_argument("--scale", type=int, choices=SCALES, default=SCALE, help="of these images to LR; default 4")
     _image_options(images, profile="images")
     tensors = _command(commands, "import-pt", "per-image .pt files (lr, hr, expert_imgs, expert_feats) -> a cache")
     tensors.add_argument("folder", type=Path)

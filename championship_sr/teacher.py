@@ -20,7 +20,7 @@ from cache_tools.write.recipe import ExtractSettings
 from experts.spec import ExpertIdentity, ExpertOutput
 from fusion.inference.ensemble import PLAIN, Answer, Place, run_tile
 from imaging.refusal import Refusal
-from imaging.scale import SCALE, enlarged
+from imaging.scale import enlarged
 from imaging.tiling import plan_kept_tiles
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class EnsembleExpert:
             weights_sha256=self._sha256,
             precision="fp32",
             tiling=f"{self._tile}+{self._ensemble.margin}",
+            scale=self._ensemble.scale,
         )
 
     def run(self, lr_BCHW: Tensor, items: Sequence[str] = ()) -> ExpertOutput:
@@ -71,8 +72,8 @@ class EnsembleExpert:
         )
 
     def _image(self, lr_CHW: Tensor, item: str) -> Tensor:
-        height, width = lr_CHW.shape[-2:]
-        sr_CHW = lr_CHW.new_full((3, SCALE * height, SCALE * width), float("nan"))
+        (height, width), scale = lr_CHW.shape[-2:], self._ensemble.scale
+        sr_CHW = lr_CHW.new_full((3, scale * height, scale * width), float("nan"))
         margin, multiple = self._ensemble.margin, self._ensemble.multiple
         for tile in plan_kept_tiles(height, width, self._tile, margin, multiple):
             rows, columns = tile.rows, tile.columns
@@ -84,11 +85,12 @@ class EnsembleExpert:
                 slice(rows.keep_start - rows.start, rows.keep_stop - rows.start),
                 slice(columns.keep_start - columns.start, columns.keep_stop - columns.start),
             )
-            sr_CHW[(..., *map(enlarged, keep))] = fused_CHW[(..., *map(enlarged, inner))]
+            large, cut = (tuple(enlarged(span, scale) for span in spans) for spans in (keep, inner))
+            sr_CHW[(..., *large)] = fused_CHW[(..., *cut)]
         return sr_CHW
 
 
-def with_cached_experts(ensemble: Ensemble, root: Path) -> Ensemble:
+def with_cached_experts(ensemble: Ensemble, root: Path | str) -> Ensemble:
     """The same ensemble, whose experts' outputs are read from a cache wherever it holds the very image.
 
     Images that the cache does not hold, or holds with another LR image, and turned ones are run.
@@ -111,7 +113,8 @@ def with_cached_experts(ensemble: Ensemble, root: Path) -> Ensemble:
             columns = slice(place.left, place.left + lr_BCHW.shape[-1])
             if not torch.equal(batch.lr_BCHW[..., rows, columns], lr_BCHW.cpu()):
                 return run(lr_BCHW, place, turn)
-            sr_BCHW = batch.sr_BECHW[:, batch.experts.index(name), :, enlarged(rows), enlarged(columns)]
+            large = (enlarged(rows, ensemble.scale), enlarged(columns, ensemble.scale))
+            sr_BCHW = batch.sr_BECHW[(slice(None), batch.experts.index(name), slice(None), *large)]
             feat_BCHW = batch.feats.get(name)
             if feat_BCHW is not None:
                 feat_BCHW = feat_BCHW[..., rows, columns].to(lr_BCHW.device)

@@ -27,7 +27,6 @@ from imaging.files import grey_plane, quantize_u8, quantize_u16, read_metadata
 from imaging.files.exif import ORIENTATION, PREFIX
 from imaging.files.metadata import metadata_of
 from imaging.resize import resize_bicubic
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     import os
@@ -76,7 +75,7 @@ def upscale(
     tta: bool = False,
     precision: Precision = "fp32",
 ) -> Image.Image | np.ndarray | Tensor:
-    """Enlarge one image (or a batch of tensors) four times; the result is of the kind that was given.
+    """Enlarge one image (or a batch of tensors) as the experts do, four times; the result is of the kind given.
 
     image      | a path: the file, upright -> an 8-bit PIL image; colour profile, EXIF and XMP stand in its `info`
                | a PIL image, 8 bits per channel -> a PIL image of mode L, LA, RGB or RGBA, turned as it was
@@ -113,7 +112,7 @@ def _opened(model: str, experts: tuple[str, ...] | None, device: str, precision:
 
 
 def _enlarged(planes_CHW: Tensor, name: str = "image", *, ensemble: Ensemble, tile: int | None, tta: bool) -> Tensor:
-    """float32 in [0, 1], 1 to 4 channels -> (C, 4H, 4W) on the CPU, float, not clamped."""
+    """float32 in [0, 1], 1 to 4 channels -> (C, sH, sW) on the CPU, float, not clamped."""
     channels, height, width = planes_CHW.shape
     if channels not in (1, 2, 3, 4) or 0 in (height, width):
         raise ValueError(f"expected 1 to 4 channels and at least one pixel, got (C, H, W) = {tuple(planes_CHW.shape)}")
@@ -122,17 +121,17 @@ def _enlarged(planes_CHW: Tensor, name: str = "image", *, ensemble: Ensemble, ti
     side = choose_tile(ensemble, max(height, width))[0] if tile is None else effective_tile(tile, ensemble)
     grid = Grid.of(height, width, side, ensemble.margin, ensemble.multiple)
     run_tile_on = partial(run_tile, ensemble, turns=EIGHTFOLD if tta else PLAIN)
-    retry = OutOfMemoryRetry(run_tile_on, ensemble.margin, ensemble.multiple)
+    retry = OutOfMemoryRetry(run_tile_on, ensemble.margin, ensemble.multiple, ensemble.scale)
 
     def answer(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
         part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop].to(ensemble.device)
         return retry.run(part_BCHW, Place(name, row.start, column.start, height, width)).cpu()
 
-    large_CHW = whole(grid.rows, grid.columns, answer)
+    large_CHW = whole(grid.rows, grid.columns, answer, ensemble.scale)
     if colours == 1:
         large_CHW = grey_plane(large_CHW)
     if channels > colours:
-        alpha_CHW = resize_bicubic(planes_CHW[None, colours:], scale=SCALE)[0]
+        alpha_CHW = resize_bicubic(planes_CHW[None, colours:], scale=ensemble.scale)[0]
         large_CHW = torch.cat([large_CHW, alpha_CHW.to(large_CHW.dtype)])
     return large_CHW
 

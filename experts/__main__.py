@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from experts.apply import apply
 from experts.catalog import load_catalog
-from experts.check import check, listed
+from experts.check import check, listed, listing
 from experts.deploy import deploy
 from experts.export import command as export
 from experts.loading.fetch import fetch
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from experts.spec import ExpertSpec
 
 MIRROR = "CHAMPIONSHIP_SR_MIRROR"
-LISTED_SET = "Set5"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,13 +122,7 @@ def _list(options: argparse.Namespace, catalog: Catalog) -> int:
     if options.json:
         command.print_json([asdict(line) for line in lines])
         return command.DONE
-    print(f"{'':9}{'expert':10} {'size':>8}  {LISTED_SET + ' dB':>11}  licence      file (dB: measured here/published)")
-    for line in lines:
-        size = f"{line.parameters / 1e6:6.2f} M" if line.parameters else "       -"
-        state = "here   " if line.present else "missing"
-        both = (line.measured, line.published)
-        score = "/".join(f"{one[LISTED_SET]:.2f}" if LISTED_SET in one else "-" for one in both)
-        print(f"{state}  {line.name:10} {size}  {score:>11}  {line.licence:12} {line.file}  ({line.title})")
+    print("\n".join(listing(lines)))
     return command.DONE
 
 

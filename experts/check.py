@@ -16,12 +16,14 @@ from experts.run import NetworkExpert
 from imaging.device import find_device
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from experts.catalog import Catalog
     from experts.spec import Precision
 
 CHECK_SIZE = 64
+LISTED_SET = "Set5"
 
 
 @dataclass(frozen=True)
@@ -145,3 +147,17 @@ def listed(catalog: Catalog) -> list[ListedExpert]:
             )
         )
     return lines
+
+
+def listing(lines: Sequence[ListedExpert]) -> list[str]:
+    """The table that `python -m experts list` prints."""
+    table = [
+        f"{'':9}{'expert':10} {'size':>8}  {LISTED_SET + ' dB':>11}  licence      file (dB: measured here/published)"
+    ]
+    for line in lines:
+        size = f"{line.parameters / 1e6:6.2f} M" if line.parameters else "       -"
+        state = "here   " if line.present else "missing"
+        both = (line.measured, line.published)
+        score = "/".join(f"{one[LISTED_SET]:.2f}" if LISTED_SET in one else "-" for one in both)
+        table.append(f"{state}  {line.name:10} {size}  {score:>11}  {line.licence:12} {line.file}  ({line.title})")
+    return table

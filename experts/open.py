@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,10 +18,10 @@ import torch
 
 from experts.call import without_meshgrid_warning
 from experts.catalog import Catalog, built_in_catalog, load_catalog
+from experts.folded_tail import fold_upsampler
 from experts.image_folder import ImageFolderExpert
 from experts.loading.find_file import note_place
 from experts.loading.find_tap import find_tap
-from experts.loading.folded_tail import fold_upsampler
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork, load_onnx_network, onnx_tap
 from experts.loading.weights import (
@@ -34,7 +35,7 @@ from experts.loading.weights import (
 )
 from experts.pad import padded_length
 from experts.run import NetworkExpert
-from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource
+from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource, scale_of
 from experts.tap import as_maps, caught_outputs, find_layer
 from experts.words import CODE_PREFIX, parse_code_word
 from imaging.device import find_device, warn_of_slow_bf16
@@ -76,19 +77,13 @@ def open_experts(
     own = set(catalog.names) - set(built_in_catalog().names)
     where = find_device(str(device))
     warn_of_slow_bf16(where, precision, "--precision bf16")
+    open_one = partial(open_expert, catalog=catalog, device=where, precision=precision, tile=tile, features=features)
     opened = list[Expert]()
     for one in wanted:
         known = None if stored is None or one in own else stored.find(one, catalog, trust_code=trust_code)
-        expert = open_expert(
-            known or one,
-            catalog,
-            device=where,
-            precision=precision,
-            tile=tile,
-            features=features,
-            trust_code=trust_code,
-        )
-        opened.append(expert)
+        opened.append(open_one(known or one, trust_code=trust_code))
+    scale = scale_of([one for one in opened if not isinstance(one, ImageFolderExpert)])
+    opened = [one.at_scale(scale) if isinstance(one, ImageFolderExpert) else one for one in opened]
     names = [expert.name for expert in opened]
     for name in names:
         if names.count(name) > 1:
@@ -168,6 +163,7 @@ def open_expert(
         tile=tile,
         call=loaded.call,
         code=loaded.code,
+        scale=loaded.scale,
     )
 
 

@@ -49,6 +49,7 @@ class NetworkExpert:
         tile: int = 0,
         call: NetworkCall = call_plainly,
         code: str | None = None,
+        scale: int = SCALE,
     ) -> None:
         if precision not in spec.precision:
             allowed = nearest(precision, spec.precision)
@@ -63,6 +64,7 @@ class NetworkExpert:
         self.precision: Precision = precision
         self.tile = tile
         self.call = call
+        self.scale = scale
         self._code = code
         self._channels = tap.channels or 0 if tap else 0
         self._architecture = architecture
@@ -85,11 +87,12 @@ class NetworkExpert:
             precision=self.precision,
             tiling=f"{self.tile}+{self.spec.overlap}" if self.tile else "whole",
             code=self._code,
+            scale=self.scale,
         )
 
     @torch.no_grad()
     def run(self, lr_BCHW: Tensor, items: Sequence[str] = ()) -> ExpertOutput:
-        """(B, 3, H, W) float32 in [0, 1] -> sr (B, 3, 4H, 4W) and feat (B, C, H, W), on the expert's device."""
+        """(B, 3, H, W) float32 in [0, 1] -> sr (B, 3, sH, sW) and feat (B, C, H, W), on the expert's device."""
         _require_image_batch(lr_BCHW)
         lr_BCHW = lr_BCHW.to(self.device)
         height, width = lr_BCHW.shape[-2:]
@@ -113,7 +116,7 @@ class NetworkExpert:
                 feat_BCHW = as_maps(caught.take(), self.tap.layout, padded_BCHW)
         self._require_shapes(padded_BCHW, sr_BCHW, feat_BCHW)
         return ExpertOutput(
-            sr_BCHW[..., : SCALE * height, : SCALE * width].float(),
+            sr_BCHW[..., : self.scale * height, : self.scale * width].float(),
             None if feat_BCHW is None else feat_BCHW[..., :height, :width].float(),
         )
 
@@ -133,7 +136,7 @@ class NetworkExpert:
     def _run_tiled(self, lr_BCHW: Tensor) -> ExpertOutput:
         """Tile by tile; of each only the part with enough surroundings is kept."""
         batch, _, height, width = lr_BCHW.shape
-        sr_BCHW = lr_BCHW.new_full((batch, 3, SCALE * height, SCALE * width), float("nan"))
+        sr_BCHW = lr_BCHW.new_full((batch, 3, self.scale * height, self.scale * width), float("nan"))
         feat_BCHW: Tensor | None = None
         for tile in plan_kept_tiles(height, width, self.tile, self.spec.overlap, self.padding.multiple):
             rows, columns = tile.rows, tile.columns
@@ -143,7 +146,8 @@ class NetworkExpert:
                 slice(rows.keep_start - rows.start, rows.keep_stop - rows.start),
                 slice(columns.keep_start - columns.start, columns.keep_stop - columns.start),
             )
-            sr_BCHW[(..., *map(enlarged, keep))] = part.sr_BCHW[(..., *map(enlarged, inner))]
+            large, cut = (tuple(enlarged(span, self.scale) for span in spans) for spans in (keep, inner))
+            sr_BCHW[(..., *large)] = part.sr_BCHW[(..., *cut)]
             if part.feat_BCHW is not None:
                 if feat_BCHW is None:
                     feat_BCHW = lr_BCHW.new_full((batch, part.feat_BCHW.shape[1], height, width), float("nan"))
@@ -157,12 +161,12 @@ class NetworkExpert:
         return torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
 
     def _require_shapes(self, padded_BCHW: Tensor, sr_BCHW: Tensor, feat_BCHW: Tensor | None) -> None:
-        """What came out must be four times the input, and the features must lie on its grid."""
+        """What came out must be so many times the input, and the features must lie on its grid."""
         batch, _, height, width = padded_BCHW.shape
         where = f"expert {self.name}"
-        if sr_BCHW.shape != (batch, 3, SCALE * height, SCALE * width):
+        if sr_BCHW.shape != (batch, 3, self.scale * height, self.scale * width):
             what = f"gave {tuple(sr_BCHW.shape)} for an input of {tuple(padded_BCHW.shape)}"
-            raise Refusal(what, where=where, cure="use a 4x RGB model")
+            raise Refusal(what, where=where, cure=f"use a {self.scale}x RGB model")
         if feat_BCHW is None or self.tap is None:
             return
         if feat_BCHW.dim() != 4 or not self._lies_on_grid(feat_BCHW, height, width):

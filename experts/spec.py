@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
+from imaging.refusal import Refusal
+from imaging.scale import SCALE
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -106,8 +109,8 @@ class ExpertSpec(Settings):
 class ExpertOutput:
     """What one expert gives for a batch: float32, not clamped, on the input's device.
 
-    sr_BCHW is (B, 3, 4H, 4W), nominally in [0, 1]; feat_BCHW is (B, C, H, W), aligned to the LR grid,
-    or None where the expert has no features (a folder of images without feature files).
+    sr_BCHW is (B, 3, sH, sW) with the expert's scale s, nominally in [0, 1]; feat_BCHW is (B, C, H, W), aligned to the
+    LR grid, or None where the expert has no features (a folder of images without feature files).
     """
 
     sr_BCHW: Tensor
@@ -126,11 +129,13 @@ class ExpertIdentity:
     precision: str
     tiling: str
     code: str | None = None
+    scale: int = SCALE
 
     def document(self) -> dict[str, Any]:
-        """As plain values. Without foreign code there is no such key: records from before it stay equal."""
-        values = asdict(self)
-        return values if self.code is not None else {key: value for key, value in values.items() if key != "code"}
+        """As plain values. Without foreign code, or at four times, there is no such key: older records stay equal."""
+        silent = {"code"} if self.code is None else set[str]()
+        silent |= {"scale"} if self.scale == SCALE else set[str]()
+        return {key: value for key, value in asdict(self).items() if key not in silent}
 
     @property
     def is_image_folder(self) -> bool:
@@ -154,3 +159,16 @@ class Expert(Protocol):
     def run(self, lr_BCHW: Tensor, items: Sequence[str] = ()) -> ExpertOutput:
         """LR batch, float32 in [0, 1] -> its SR images and features; `items` names the images of the batch."""
         ...
+
+
+def scale_of(experts: Sequence[Expert], where: str = "experts") -> int:
+    """The one factor by which all of them enlarge."""
+    return one_scale({one.name: one.identity.scale for one in experts}, where)
+
+
+def one_scale(scales: Mapping[str, int], where: Path | str) -> int:
+    """Of experts by name: those of different factors cannot be fused."""
+    if len(set(scales.values())) > 1:
+        named = ", ".join(f"{name} {scale}x" for name, scale in scales.items())
+        raise Refusal(f"they enlarge by different factors: {named}", where=where, cure="choose those of one factor")
+    return next(iter(scales.values()), SCALE)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from imaging.command import DONE, FAILURES_LISTED, print_json, run
 from imaging.files import list_images, read_rgb, write_picture
 from imaging.resize import crop_to_multiple, downscale_8bit
+from imaging.scale import SCALE, SCALES
 from imaging.tools.check_resize import as_json, check_folders
 from imaging.tools.compare import compare_folders
 from imaging.tools.pack import pack
@@ -46,9 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, help="where to write them")
     one.set_defaults(do=_samples)
 
-    one = commands.add_parser("downscale", parents=[common], help="make the 4x smaller 8-bit images of a folder")
-    one.add_argument("hr", type=Path, help="a folder of images; sides are cropped to multiples of 4")
+    one = commands.add_parser("downscale", parents=[common], help="make the smaller 8-bit images of a folder")
+    one.add_argument("hr", type=Path, help="a folder of images; sides are cropped to multiples of the scale")
     one.add_argument("lr", type=Path, help="where to write the small ones")
+    one.add_argument("--scale", type=int, choices=SCALES, default=SCALE, help="how many times smaller; default 4")
     one.set_defaults(do=_downscale)
 
     one = commands.add_parser("compare", parents=[common], help="PSNR and SSIM of a folder, and a picture of it")
@@ -85,7 +87,7 @@ def _downscale(options: argparse.Namespace) -> int:
     written = []
     for path in tqdm(list_images(options.hr), desc="downscale", unit="image"):
         target = (options.lr / path.relative_to(options.hr)).with_suffix(".png")
-        write_picture(target, downscale_8bit(crop_to_multiple(read_rgb(path))))
+        write_picture(target, downscale_8bit(crop_to_multiple(read_rgb(path), options.scale), options.scale))
         written.append(target)
     return _print_written(written, options.lr, as_json=options.json)
 

@@ -1,10 +1,11 @@
-"""The one factor of the whole program, and where a span of LR pixels lies in an image that much larger."""
+"""Which factors experts may have, and where a span of LR pixels lies in an image that much larger."""
 
 from __future__ import annotations
 
-# Every expert, cache and fusion here enlarges four times: the factor of the benchmarks' LRx4 files and of NTIRE's
-# track. Native networks and degradations take other factors as an argument; what joins rooms does not.
+# An expert's factor is its network's own. All experts of a cache, a fusion and an ensemble have the same one, which
+# these take from their experts and record; where nothing is recorded it is the benchmarks' and NTIRE's: four.
 SCALE = 4
+SCALES = (2, 3, 4)
 
 
 def enlarged(part: slice, scale: int = SCALE) -> slice:

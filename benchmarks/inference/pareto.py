@@ -83,11 +83,19 @@ def ways(presets: Sequence[str], experts: Sequence[str] | None, budgets: Sequenc
     found = [Way(name, "expert", ("--model", NONE, "--experts", name)) for name in here]
     for preset in presets:
         found.append(Way(preset, "preset", ("--model", preset)))
+        if len(_experts(preset)) == 1:  # nothing to leave out
+            continue
         found += [
             Way(f"{preset} at {share:.0%}", "budget", ("--model", preset, "--budget", f"{share:g}"))
             for share in budgets
         ]
     return found
+
+
+def _experts(preset: str) -> tuple[str, ...]:
+    """Of a preset; a model of another kind has at least two for all that is known here."""
+    file = find_preset(preset)
+    return ("?", "?") if file is None else load_settings(ModelPreset, file).experts
 
 
 def measure(wanted: Sequence[Way], lr: Path, hr: Path, record: Path) -> list[Measured]:
@@ -110,7 +118,8 @@ def fingerprint(way: Way, lr: Path, hr: Path) -> str:
     preset = find_preset(way.words[1])
     if preset is not None:
         settings = load_settings(ModelPreset, preset)
-        named, beside = [*settings.experts], [preset.name, settings.fusion or "", settings.budget]
+        named = [*settings.experts]
+        beside = [preset.name, settings.fusion or "", settings.budget, *named]
         files += [path for one in beside if (path := preset.parent / one).is_file()]
     found = [find_weights(spec) for name in named if (spec := catalog.find(name)) is not None]
     files += [one[0] for one in found if one is not None]

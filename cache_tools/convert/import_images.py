@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cache_tools.write.extract import Report, extract
 from experts.image_folder import ImageFolderExpert
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from cache_tools.write.recipe import ExtractSettings
 
 
-def import_images(settings: ExtractSettings, folders: Sequence[str]) -> Report:
-    """`folders`: `NAME=FOLDER` or `FOLDER`, whose name is then the expert's."""
-    experts = [_open(argument) for argument in folders]
+def import_images(settings: ExtractSettings, folders: Sequence[str], scale: int = SCALE) -> Report:
+    """`folders`: `NAME=FOLDER` or `FOLDER`, whose name is then the expert's; images are `scale` times their LR."""
+    experts = [_open(argument, scale) for argument in folders]
     names = [expert.name for expert in experts]
     for name in names:
         if names.count(name) > 1:
@@ -25,6 +26,6 @@ def import_images(settings: ExtractSettings, folders: Sequence[str]) -> Report:
     return extract(settings, experts)
 
 
-def _open(argument: str) -> ImageFolderExpert:
+def _open(argument: str, scale: int) -> ImageFolderExpert:
     name, equals, folder = argument.rpartition("=")
-    return ImageFolderExpert(Path(folder), name=name if equals else None)
+    return ImageFolderExpert(Path(folder), name=name if equals else None, scale=scale)

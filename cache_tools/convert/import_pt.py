@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cache_tools.format.errors import ForeignCache, StorageFailed
@@ -26,14 +27,12 @@ from experts.spec import ExpertOutput
 from imaging.files import quantize_u8
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
+from imaging.scale import SCALE, SCALES
 from imaging.tensors.unpickle import load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from torch import Tensor
 
     from cache_tools.format.schema import Compression, ProfileName
 
@@ -92,6 +91,7 @@ def _recipe(content: Mapping[str, Any], profile: ProfileName, compression: Compr
     """The first file decides which experts there are and how many channels each has."""
     feats = content.get("expert_feats", {}) if profile != "images" else {}
     experts: list[ExpertIdentityRecord] = []
+    factor = _factor(content["lr"], content["hr"])
     for name in content["expert_imgs"]:
         channels = int(feats[name].shape[-3]) if name in feats else 0
         experts.append(
@@ -103,6 +103,7 @@ def _recipe(content: Mapping[str, Any], profile: ProfileName, compression: Compr
                 weights_sha256=UNKNOWN,
                 precision=UNKNOWN,
                 tiling=UNKNOWN,
+                scale=factor,
             )
         )
     return Recipe(
@@ -118,10 +119,18 @@ def _recipe(content: Mapping[str, Any], profile: ProfileName, compression: Compr
     )
 
 
+def _factor(lr: object, hr: object) -> int:
+    """What the first file's images say; where they say nothing, their shapes are refused later."""
+    if not (isinstance(lr, Tensor) and isinstance(hr, Tensor) and lr.dim() and hr.dim() and lr.shape[-1]):
+        return SCALE
+    factor = hr.shape[-1] // lr.shape[-1]
+    return factor if factor in SCALES else SCALE
+
+
 def _loaded(path: Path, name: str, content: Mapping[str, Any], recipe: Recipe) -> tuple[LoadedJob, list[ExpertOutput]]:
     lr_CHW, hr_CHW = _image(path, "lr", content["lr"]), _image(path, "hr", content["hr"])
     height, width = lr_CHW.shape[-2:]
-    large = (3, SCALE * height, SCALE * width)
+    large = (3, recipe.scale * height, recipe.scale * width)
     _require_shape(path, "hr", hr_CHW, large)
     expected = {expert.name for expert in recipe.experts}
     if set(content["expert_imgs"]) != expected:
@@ -139,12 +148,11 @@ def _loaded(path: Path, name: str, content: Mapping[str, Any], recipe: Recipe) -
         outputs.append(ExpertOutput(sr_CHW[None], feat_CHW))
     digest = file_sha256(path)
     image = LoadedSource(quantize_u8(lr_CHW), quantize_u8(hr_CHW), digest, digest)
-    job = _job(path, name, height, width)
+    job = _job(Source(name, path, path, height, width, recipe.scale))
     return LoadedJob(job, image, job.region, image.lr_CHW, image.hr_CHW), outputs
 
 
-def _job(path: Path, name: str, height: int, width: int) -> ItemJob:
-    source = Source(name, path, path, height, width)
+def _job(source: Source) -> ItemJob:
     return make_jobs([source], regions=0, region_size=0, seed=0, dihedral=False)[0]
 
 

@@ -16,6 +16,7 @@ from cache_tools.storage.open import open_item, store_at
 from cache_tools.write.recipe import make_manifest, require_unmixed
 from cache_tools.write.space import require_room
 from cache_tools.write.writer import ItemWriter, open_store
+from experts.spec import one_scale
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def joint_recipe(stores: Sequence[Store]) -> Recipe:
     recipes = [store.manifest.recipe for store in stores]
     experts = tuple(expert for recipe in recipes for expert in recipe.experts)
     names = [expert.name for expert in experts]
+    one_scale({expert.name: expert.scale for expert in experts}, stores[-1].location)
     # A cache of images alone may join one with features: then its experts simply have none.
     profile = max((PROFILES[recipe.profile] for recipe in recipes), key=lambda one: one.exactness)
     for store, recipe in zip(stores, recipes, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -21,16 +22,14 @@ from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
 _AT_ONCE = 8  # transfers at a time
 _HUB = "hf://"
 _PER_COMMIT = 64  # items in one commit to the Hub, which limits how many commits an hour it takes
 
 
-def push(folder: Path, address: Path | str) -> Merged:
+def push(folder: Path | str, address: Path | str) -> Merged:
     """Every item is checked before it is sent; the index comes last, as one object."""
-    store, target = Store(folder), _remote(address)
+    store, target = Store(_folder(folder)), _remote(address)
     entries = store.entries()
     require_unmixed(target, store.manifest.recipe)
     open_store(target, store.manifest)
@@ -58,12 +57,12 @@ def push(folder: Path, address: Path | str) -> Merged:
     return Merged(f"pushed to {address}", len(missing), len(entries) - len(missing))
 
 
-def pull(address: Path | str, folder: Path) -> Merged:
+def pull(address: Path | str, folder: Path | str) -> Merged:
     """Every item is checked when it has come, and only then has its name."""
-    source, store = _remote(address), Store(folder)
+    source, store = _remote(address), Store(_folder(folder))
     entries = source.entries()
     require_unmixed(store, source.manifest.recipe)
-    require_room(folder, sum(entry.bytes for entry in entries))
+    require_room(store.root, sum(entry.bytes for entry in entries))
     open_store(store, source.manifest)
     there = store.sizes()
     missing = [entry.id for entry in entries if there.get(entry.id) != entry.bytes]
@@ -93,6 +92,13 @@ def _remote(address: Path | str) -> RemoteStore:
         cure = "name s3://BUCKET/CACHE, gs://, az:// or hf://datasets/USER/NAME; folders are copied by the system"
         raise Refusal("is a folder", where=address, cure=cure)
     return RemoteStore(address)
+
+
+def _folder(location: Path | str) -> Path:
+    if is_address(location):
+        cure = "name a folder of this machine; `repack` and `merge` read and write addresses"
+        raise Refusal("is an address", where=location, cure=cure)
+    return Path(location)
 
 
 def _groups(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:

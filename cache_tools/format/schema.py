@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from imaging.scale import SCALE
+from imaging.scale import SCALE, SCALES
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,22 +63,24 @@ class Region(Settings):
     width: int
 
 
-class WithCode(Settings):
-    """A record of an expert, which names the foreign code that built it only where there was some.
+class ExpertRecord(Settings):
+    """A record of an expert, which names the foreign code that built it only where there was some, its scale if not 4.
 
-    Without that rule every record would have a new, empty key, and no fingerprint from before would be equal.
+    Without that rule every record would have new keys that say nothing, and no fingerprint from before would be equal.
     """
 
     code: str | None = None
+    scale: int = Field(default=SCALE, ge=min(SCALES), le=max(SCALES))
 
     @model_serializer(mode="wrap")
-    def leave_out_no_code(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The record's values, as pydantic writes them, without an empty `code`."""
-        values = write(self)
-        return values if self.code is not None else {key: value for key, value in values.items() if key != "code"}
+    def leave_out_what_is_usual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The record's values, as pydantic writes them, without an empty `code` and a `scale` of 4."""
+        silent = {"code"} if self.code is None else set[str]()
+        silent |= {"scale"} if self.scale == SCALE else set[str]()
+        return {key: value for key, value in write(self).items() if key not in silent}
 
 
-class ExpertEntry(WithCode):
+class ExpertEntry(ExpertRecord):
     """One expert as an item records it; `first` and `channels` are its slice of the feature dataset."""
 
     name: str
@@ -114,6 +116,11 @@ class Header(Settings):
     def has_hr(self) -> bool:
         """Whether the true HR image lies beside the experts' attempts at it."""
         return self.hr_sha256 is not None
+
+    @property
+    def scale(self) -> int:
+        """How many times as large as LR the experts' images and HR are; all experts of a cache agree in it."""
+        return self.experts[0].scale
 
     @property
     def channels(self) -> int:
@@ -168,8 +175,8 @@ def _specs(header: Header) -> Iterator[DatasetSpec]:
         if profile.features == "u1":
             shape = (*header.tiles, channels, 2)
             yield DatasetSpec(FEAT_SCALE, shape, (1, 1, channels, 2), np.dtype("<f4"), 0, 1)
-    # SR and HR chunks cover the same LR tile, so they are four times as large on each side.
-    large = (SCALE * height, SCALE * width, SCALE * TILE)
+    # SR and HR chunks cover the same LR tile, so they are as many times as large on each side.
+    large = (header.scale * height, header.scale * width, header.scale * TILE)
     yield _image(SR, (len(header.experts), 3), *large, profile.sr)
     if header.has_hr:
         yield _image(HR, (3,), *large, "u1")

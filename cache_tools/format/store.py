@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from cache_tools.format.cache_folder import CacheFolder
 from cache_tools.format.checksum import crc32, short_hash
-from cache_tools.format.schema import SCHEMA_VERSION, Compression, Header, ProfileName, Region, WithCode
+from cache_tools.format.schema import SCHEMA_VERSION, Compression, ExpertRecord, Header, ProfileName, Region
 from experts.spec import FOLDER, ExpertSpec
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 from imaging.settings import Settings, parse_settings
 from imaging.tensors.seal import unsealed
 
@@ -30,7 +31,7 @@ UNKNOWN = "unknown (imported from .pt)"  # recorded where the older files name n
 _CRC = "crc"  # of a line of the index
 
 
-class ExpertIdentityRecord(WithCode):
+class ExpertIdentityRecord(ExpertRecord):
     """`experts.spec.ExpertIdentity` as the manifest stores it."""
 
     name: str
@@ -60,6 +61,11 @@ class Recipe(Settings):
     context: int
     seed: int
     dihedral: bool
+
+    @property
+    def scale(self) -> int:
+        """By how much the experts enlarge."""
+        return self.experts[0].scale if self.experts else SCALE
 
     def weights(self, experts: Collection[str]) -> dict[str, str]:
         """sha256 of these experts' weights, where they are known."""

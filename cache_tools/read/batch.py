@@ -34,11 +34,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Aligned patches as the cache stores them, small enough to travel between processes.
+    """Aligned patches as the cache stores them, small enough to travel between processes; s is its experts' scale.
 
     lr_BCHW     uint8    (B, 3, H, W)
-    hr_BCHW     uint8    (B, 3, 4H, 4W)
-    sr_BECHW    uint8 or float32    (B, E, 3, 4H, 4W)
+    hr_BCHW     uint8    (B, 3, sH, sW)
+    sr_BECHW    uint8 or float32    (B, E, 3, sH, sW)
     feats_BCHW  uint8, float16 or float32    (B, sum of C, H, W), or None without features
     scale_BTTC2 float32  (B, T, T, sum of C, 2): (scale, offset) of each tile under uint8 features, else None
     origin_B2   int64    where in its first tile each patch begins: rows, columns
@@ -76,8 +76,8 @@ class FusionBatch:
     """The fusion network's input, all float32 (features in the requested dtype) on one device.
 
     lr_BCHW   (B, 3, H, W) in [0, 1]
-    hr_BCHW   (B, 3, 4H, 4W) in [0, 1], or None where the cache has no HR
-    sr_BECHW  (B, E, 3, 4H, 4W), nominally in [0, 1], in the order of `experts`
+    hr_BCHW   (B, 3, sH, sW) in [0, 1], or None where the cache has no HR
+    sr_BECHW  (B, E, 3, sH, sW), nominally in [0, 1], in the order of `experts`
     feats     expert name -> (B, C, H, W); an expert without features has no entry; empty without any
     """
 

@@ -14,7 +14,7 @@ from cache_tools.format.schema import FEAT, FEAT_SCALE, HR, LR, PROFILES, SR, TI
 from cache_tools.read.batch import PatchBatch
 from cache_tools.read.item_file import tiles_of
 from cache_tools.read.reader import expert_order
-from imaging.scale import SCALE, enlarged
+from imaging.scale import enlarged
 from imaging.tiling import most_touched, shared_part
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def gather(reader: CacheReader, crops: Sequence[Crop], patch: int, epoch: int, s
         stored = file.tile((tile_y, tile_x), list(target))
         chosen = {name: _chosen(reader, file, name, array) for name, array in stored.items()}
         for number in numbers:
-            _place(target, chosen, crops[number], number, (tile_y, tile_x), patch)
+            _place(target, chosen, crops[number], number, (tile_y, tile_x), patch, reader.recipe.scale)
     # Where in its tiles a patch begins: dequantising on the device needs it to find each pixel's scale.
     origin_B2 = np.array([(crop.top % TILE, crop.left % TILE) for crop in crops], np.int64)
     tensors = {name: torch.from_numpy(array) for name, array in target.items()}
@@ -60,7 +60,7 @@ def _allocate(reader: CacheReader, count: int, patch: int) -> dict[str, np.ndarr
     """Arrays for a batch, left uninitialised: tiles cover a patch completely, so every pixel is overwritten."""
     profile = PROFILES[reader.recipe.profile]
     channels = sum(reader.channels.values())
-    large = SCALE * patch
+    large = reader.recipe.scale * patch
     target = {
         LR: np.empty((count, 3, patch, patch), np.uint8),
         HR: np.empty((count, 3, large, large), np.uint8),
@@ -94,6 +94,7 @@ def _place(
     number: int,
     tile: tuple[int, int],
     patch: int,
+    scale: int,
 ) -> None:
     """Copy the part of a tile that a crop covers to where the crop has it."""
     rows_from, rows_to = shared_part(tile[0], crop.top, patch, TILE)
@@ -103,7 +104,7 @@ def _place(
             place = tile[0] - crop.top // TILE, tile[1] - crop.left // TILE
             target[name][number, place[0], place[1]] = array[0, 0]
             continue
-        scale = SCALE if name in {SR, HR} else 1
-        target[name][(number, ..., enlarged(rows_to, scale), enlarged(columns_to, scale))] = array[
-            (..., enlarged(rows_from, scale), enlarged(columns_from, scale))
+        own = scale if name in {SR, HR} else 1
+        target[name][(number, ..., enlarged(rows_to, own), enlarged(columns_to, own))] = array[
+            (..., enlarged(rows_from, own), enlarged(columns_from, own))
         ]

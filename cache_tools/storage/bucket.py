@@ -10,12 +10,10 @@ import os
 import random
 import time
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import fsspec
-
 from cache_tools.format.errors import StorageFailed
+from cache_tools.storage.providers import connect, denied, errors_of, is_denied, provider_of, reason
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -26,21 +24,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_ATTEMPTS = 4  # beside those of the provider's library, which gives up within seconds
 _WAIT = 0.5  # seconds before the second attempt, doubled for each further one
-# Protocol -> the extra that brings its library, and the library's errors that are no OSError.
-_PROVIDERS = {
-    "s3": ("s3", ("botocore.exceptions.BotoCoreError", "botocore.exceptions.ClientError", "aiohttp.ClientError")),
-    "gs": ("gcs", ("gcsfs.retry.HttpError", "aiohttp.ClientError", "google.auth.exceptions.GoogleAuthError")),
-    "az": ("azure", ("azure.core.exceptions.AzureError",)),
-    "hf": ("", ("huggingface_hub.errors.HfHubHTTPError",)),
-}
-_NO_CREDENTIALS = (
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "DefaultCredentialsError",
-    "ClientAuthenticationError",
-)
 
 
 @dataclass(frozen=True)
@@ -75,6 +59,7 @@ class Bucket:
 
         def find(files: Any) -> dict[str, Any]:
             try:
+                files.invalidate_cache(f"{self._root}/{folder}")  # hf:// keeps listings whatever it is told
                 return files.find(f"{self._root}/{folder}", detail=True)
             except FileNotFoundError:
                 return {}
@@ -85,8 +70,13 @@ class Bucket:
 
     def look(self, name: str) -> Listed | None:
         """One object, or None."""
+
+        def info(files: Any) -> dict[str, Any]:
+            files.invalidate_cache(self._path(name))
+            return files.info(self._path(name))
+
         try:
-            return _listed(self._try(lambda files: files.info(self._path(name)), name))
+            return _listed(self._try(info, name))
         except FileNotFoundError:
             return None
 
@@ -157,8 +147,8 @@ class Bucket:
         try:
             self._try(action, name)
         except FileNotFoundError as error:
-            cure = "make the bucket or repository first, or correct the address"
-            raise StorageFailed(f"there is no such place ({_reason(error)})", where=self.at(name), cure=cure) from None
+            cure = "make the bucket or repository first, correct the address, or check the credentials"
+            raise StorageFailed(f"there is no such place ({reason(error)})", where=self.at(name), cure=cure) from None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -166,56 +156,31 @@ class Bucket:
     def _connect(self) -> Any:
         # After a fork: connections and threads of the parent are not there in the child.
         if self._files is None or self._owner != os.getpid():
-            try:
-                self._files = fsspec.filesystem(self._protocol, skip_instance_cache=True, use_listings_cache=False)
-            except ImportError:
-                extra = _PROVIDERS.get(self._protocol, ("", ()))[0]
-                package = f"pip install 'championship-sr[{extra}]'" if extra else "install fsspec's package for it"
-                raise Refusal(f"{self._protocol}:// needs a package", where=self.address, cure=package) from None
-            except ValueError as error:
-                cure = "use s3://, gs://, az://, hf://, or a folder"
-                raise Refusal(f"is no storage that is known ({error})", where=self.address, cure=cure) from None
+            self._files = connect(self.address)
             self._owner = os.getpid()
-            # They tell at every start where they found the credentials and the endpoint.
-            for name in ("botocore", "aiobotocore"):
-                logging.getLogger(name).setLevel(logging.WARNING)
         return self._files
 
     def _try(self, action: Callable[[Any], Result], name: str) -> Result:
-        files = self._connect()
-        for attempt in range(1, _ATTEMPTS + 1):
+        files, provider = self._connect(), provider_of(self.address)
+        for attempt in range(1, provider.attempts + 1):
             try:
                 return action(files)
             except FileNotFoundError:
                 raise
-            except PermissionError as error:
-                raise self._denied(name, error) from None
-            except (OSError, *_errors_of(self._protocol)) as error:
-                if type(error).__name__ in _NO_CREDENTIALS:
-                    raise self._denied(name, error) from None
-                if attempt == _ATTEMPTS:
+            except (OSError, *errors_of(provider)) as error:
+                if is_denied(error):
+                    raise denied(self.at(name), error) from None
+                if attempt == provider.attempts:
+                    times = f"{attempt} times" if attempt > 1 else "after its own attempts"
                     cure = "see whether the storage answers, then run the same command again: what is committed is kept"
-                    what = f"failed {attempt} times ({_reason(error)})"
-                    raise StorageFailed(what, where=self.at(name), cure=cure) from None
-                log.warning("%s: %s; trying again", self.at(name), _reason(error))
+                    raise StorageFailed(f"failed {times} ({reason(error)})", where=self.at(name), cure=cure) from None
+                log.warning("%s: %s; trying again", self.at(name), reason(error))
+            except (ValueError, NotImplementedError) as error:  # names that the provider does not allow
+                cure = "correct the address: s3://BUCKET/CACHE, hf://datasets/USER/NAME"
+                raise Refusal(f"is no place for a cache ({reason(error)})", where=self.address, cure=cure) from None
             # Random, so that many workers do not come back at the same moment.
             time.sleep(_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311
         raise AssertionError
-
-    def _denied(self, name: str, error: BaseException) -> StorageFailed:
-        cure = "check the credentials in the environment and what they may do here (list, read, write)"
-        return StorageFailed(f"access is denied ({_reason(error)})", where=self.at(name), cure=cure)
-
-
-def _errors_of(protocol: str) -> tuple[type[BaseException], ...]:
-    kinds: list[type[BaseException]] = []
-    for name in _PROVIDERS.get(protocol, ("", ()))[1]:
-        module, _, kind = name.rpartition(".")
-        try:
-            kinds.append(getattr(import_module(module), kind))
-        except ImportError:  # an older or newer library without it
-            continue
-    return tuple(kinds)
 
 
 def _listed(info: dict[str, Any]) -> Listed:
@@ -225,9 +190,3 @@ def _listed(info: dict[str, Any]) -> Listed:
     if not version:
         version = str(info.get("LastModified") or info.get("last_modified") or info.get("created") or info["size"])
     return Listed(int(info["size"]), version)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line, short: some libraries add whole answers."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

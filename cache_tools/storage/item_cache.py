@@ -52,8 +52,11 @@ class ItemCache:
         text = os.environ.get(SIZE, str(_DEFAULT_GB))
         try:
             limit = int(float(text) * 1e9)
-        except ValueError:
-            raise Refusal(f"'{text}' is no number", where=SIZE, cure="give a size in GB") from None
+        except (ValueError, OverflowError):  # the latter: of "inf"
+            limit = 0
+        if limit <= 0:
+            where = f"--local-cache-size ({SIZE})"
+            raise Refusal(f"'{text}' is no size", where=where, cure="give a number of GB above 0")
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(Path(os.environ.get(FOLDER) or Path(base) / "championship-sr" / "items"), limit)
 
@@ -80,7 +83,7 @@ class ItemCache:
     def _room_for(self, path: Path, size: int) -> Generator[None]:
         """Hold `size` bytes, so that downloads at the same time do not exceed the limit together."""
         if size > self.limit:
-            what = f"an item of {size / 1e9:.2f} GB does not fit into a local cache of {self.limit / 1e9:g} GB"
+            what = f"an item of {size / 1e9:.3g} GB does not fit into a local cache of {self.limit / 1e9:.3g} GB"
             raise Refusal(what, where=self.folder, cure="raise --local-cache-size")
         path.parent.mkdir(parents=True, exist_ok=True)
         held = temporary_path(path.with_name(path.name + _ROOM))

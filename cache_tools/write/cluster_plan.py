@@ -5,6 +5,7 @@ Multiply-adds are counted on the experts themselves; how fast a GPU does them is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_tools.write.space import format_bytes
+from experts.folded_tail import unfold_upsampler
 from experts.run import NetworkExpert
 from imaging.dihedral import VARIANTS
 from imaging.refusal import Refusal, nearest
@@ -76,6 +78,9 @@ def plan_cluster(
     rate: float | None,
 ) -> ClusterPlan:
     """`rate`: measured seconds for a million LR pixels; without it a named GPU's is estimated, else this machine's."""
+    for option, given in (("--workers", workers), ("--rate", rate)):
+        if given is not None and not 0 < given < math.inf:
+            raise Refusal(f"{given} is too few", where=option, cure="give a number above 0")
     assumed: list[str] = []
     seconds = _seconds(plan, experts, gpu, rate, assumed)
     per_pixel = plan.bytes[settings.profile] / plan.lr_pixels
@@ -127,6 +132,7 @@ def _seconds(
 
 
 def _operations_per_pixel(expert: NetworkExpert) -> float:
+    unfold_upsampler(expert.network)  # as a GPU runs it: folding is for CPUs
     lr_BCHW = torch.zeros(1, 3, _SIDE, _SIDE, device=expert.device)
     with FlopCounterMode(display=False) as counter:
         expert.run(lr_BCHW)
@@ -173,6 +179,7 @@ def cluster_in_table(plan: ClusterPlan, settings: ExtractSettings) -> str:
     lines = [
         f"  {one.name:16} {one.items:8} items  {one.worker_hours:10.3g} worker hours  {one.hours:8.3g} h"
         f"  {format_bytes(one.bytes):>10}  {one.puts} PUT, {one.heads} HEAD, {one.lists} LIST"
+        f"; {one.gets_per_epoch} GET an epoch"
         for one in plan.sets
     ]
     head = f"{plan.workers} workers, {rate}, profile {settings.profile}:"

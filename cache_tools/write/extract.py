@@ -87,7 +87,7 @@ def prepare(
     skip: frozenset[str] = frozenset(),
 ) -> tuple[Extraction, list[Batch]]:
     """The cache opened for writing, and this rank's batches in which anything is missing; all refusals come here."""
-    jobs, failures = jobs_for(settings)
+    jobs, failures = jobs_for(settings, recipe.scale)
     few = too_few_regions(upright(jobs), settings.regions, settings.region_size)
     if rank == 0:
         tell_unread(settings.hr, settings.lr)

@@ -15,7 +15,6 @@ from imaging.files import quantize_u8, read_rgb
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple, downscale
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +54,7 @@ def load_job(job: ItemJob, context: int) -> LoadedJob:
     image = load_source(job.source)
     region = job.region
     lr_CHW = transform(cut(image.lr_CHW, region), job.dihedral)
-    hr_CHW = None if image.hr_CHW is None else transform(cut(image.hr_CHW, region, SCALE), job.dihedral)
+    hr_CHW = None if image.hr_CHW is None else transform(cut(image.hr_CHW, region, job.source.scale), job.dihedral)
     return LoadedJob(job, image, with_context(region, job.source, context), lr_CHW, hr_CHW)
 
 
@@ -68,8 +67,8 @@ def load_source(source: Source) -> LoadedSource:
     else:
         assert hr_BCHW is not None
         # Rounded as a file would be: HR is what was read, LR what a benchmark's LR file would hold.
-        hr_BCHW = crop_to_multiple(hr_BCHW, SCALE)
-        lr_BCHW = downscale(hr_BCHW, SCALE)
+        hr_BCHW = crop_to_multiple(hr_BCHW, source.scale)
+        lr_BCHW = downscale(hr_BCHW, source.scale)
     if lr_BCHW.shape[-2:] != (source.height, source.width):
         raise Refusal("changed while it was being cached", where=source.lr or source.hr or "", cure="run again")
     return LoadedSource(
@@ -81,7 +80,7 @@ def load_source(source: Source) -> LoadedSource:
 
 
 def cut(image_CHW: Tensor, region: Region, scale: int = 1) -> Tensor:
-    """The part of an image (or of features) that a region covers; `scale` 4 for HR."""
+    """The part of an image (or of features) that a region covers; `scale` is the cache's for HR."""
     rows = slice(scale * region.top, scale * (region.top + region.height))
     columns = slice(scale * region.left, scale * (region.left + region.width))
     return image_CHW[..., rows, columns]

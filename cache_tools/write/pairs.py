@@ -19,19 +19,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OWN_BICUBIC = "bicubic x1/4 (antialiased, made here from HR cropped to a multiple of 4, rounded to 8 bits)"
+OWN_BICUBIC = "bicubic x1/{0} (antialiased, made here from HR cropped to a multiple of {0}, rounded to 8 bits)"
 GIVEN_LR = "LR files as given"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image to cache. `height` and `width` are those of its LR; either file may be absent, not both."""
+    """One image to cache. `height` and `width` are those of its LR; either file may be absent, not both.
+
+    `scale`: how many times as large HR is.
+    """
 
     name: str
     hr: Path | None
     lr: Path | None
     height: int
     width: int
+    scale: int = SCALE
 
     @property
     def stamp(self) -> str:
@@ -48,27 +52,27 @@ class Failure:
     reason: str
 
 
-def degradation_of(lr: Path | None) -> str:
+def degradation_of(lr: Path | None, scale: int) -> str:
     """Where the LR images come from, as the cache records it."""
-    return GIVEN_LR if lr is not None else OWN_BICUBIC
+    return GIVEN_LR if lr is not None else OWN_BICUBIC.format(scale)
 
 
-def find_sources(hr: Path | None, lr: Path | None) -> tuple[list[Source], list[Failure]]:
+def find_sources(hr: Path | None, lr: Path | None, scale: int = SCALE) -> tuple[list[Source], list[Failure]]:
     """Pair the folders; sizes are read from the files' heads. Nothing usable at all is refused."""
-    hr_by_name = _by_name(hr) if hr is not None else {}
-    lr_by_name = _by_name(lr) if lr is not None else {}
+    hr_by_name = _by_name(hr, scale) if hr is not None else {}
+    lr_by_name = _by_name(lr, scale) if lr is not None else {}
     sources: list[Source] = []
     failures: list[Failure] = []
     expected = hr is not None, lr is not None
     for name in sorted({*hr_by_name, *lr_by_name}):
-        found = _source(name, hr_by_name.get(name), lr_by_name.get(name), expected)
+        found = _source(name, hr_by_name.get(name), lr_by_name.get(name), expected, scale)
         if isinstance(found, Source):
             sources.append(found)
         else:
             failures.append(found)
     if not sources:
         reason = f" (first: {failures[0].item}: {failures[0].reason})" if failures else ""
-        cure = "give --hr and --lr folders whose files have the same names, LR may end in x4"
+        cure = "give --hr and --lr folders whose files have the same names, LR may end in x" + str(scale)
         raise Refusal(f"no image can be used{reason}", where=hr or lr or "--hr", cure=cure)
     return sources, failures
 
@@ -80,17 +84,17 @@ def tell_unread(*folders: Path | None) -> None:
             log.warning("%s", in_words(others, folder))
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def _by_name(folder: Path, scale: int) -> dict[str, Path]:
     by_name: dict[str, Path] = {}
     for path in list_images(folder):
-        name = item_name(path.relative_to(folder).with_suffix("").as_posix())
+        name = item_name(path.relative_to(folder).with_suffix("").as_posix(), scale)
         if name in by_name:
             raise Refusal(f"and {by_name[name].name} are both '{name}'", where=path, cure="keep one of them")
         by_name[name] = path
     return by_name
 
 
-def _source(name: str, hr: Path | None, lr: Path | None, expected: tuple[bool, bool]) -> Source | Failure:
+def _source(name: str, hr: Path | None, lr: Path | None, expected: tuple[bool, bool], scale: int) -> Source | Failure:
     expect_hr, expect_lr = expected
     if expect_hr and hr is None:
         return Failure(name, f"has no HR image for {lr}")
@@ -103,14 +107,14 @@ def _source(name: str, hr: Path | None, lr: Path | None, expected: tuple[bool, b
         return Failure(name, str(error))
     if lr_size is None:
         assert hr_size is not None
-        lr_size = (hr_size[0] // SCALE, hr_size[1] // SCALE)
+        lr_size = (hr_size[0] // scale, hr_size[1] // scale)
         if 0 in lr_size:
             return Failure(name, f"{hr} is {_size_text(hr_size)}, too small to make an LR image from")
-    elif hr_size is not None and hr_size != (SCALE * lr_size[0], SCALE * lr_size[1]):
+    elif hr_size is not None and hr_size != (scale * lr_size[0], scale * lr_size[1]):
         return Failure(
-            name, f"HR is {_size_text(hr_size)}, LR {_size_text(lr_size)}: HR must be exactly {SCALE} times LR"
+            name, f"HR is {_size_text(hr_size)}, LR {_size_text(lr_size)}: HR must be exactly {scale} times LR"
         )
-    return Source(name, hr, lr, *lr_size)
+    return Source(name, hr, lr, *lr_size, scale)
 
 
 def _size_text(size: tuple[int, int]) -> str:

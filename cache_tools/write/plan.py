@@ -13,6 +13,7 @@ from cache_tools.write.load import load_job
 from cache_tools.write.recipe import jobs_for, make_recipe
 from cache_tools.write.run_experts import run_experts
 from cache_tools.write.space import format_bytes, free_bytes, item_sizes, total_pixels
+from experts.spec import scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,7 @@ class ExtractionPlan:
 
 def make_plan(settings: ExtractSettings, experts: Sequence[Expert], *, timed: bool = True) -> ExtractionPlan:
     """Count, measure one sample, multiply."""
-    jobs, failures = jobs_for(settings)
+    jobs, failures = jobs_for(settings, scale_of(experts))
     sizes: dict[ProfileName, int] = {}
     for profile in PROFILES:
         as_profile = settings.model_copy(update={"profile": profile})

@@ -16,6 +16,8 @@ from cache_tools.format.schema import PROFILES, Compression, ExpertEntry, Header
 from cache_tools.format.store import ExpertIdentityRecord, Manifest, Recipe, difference
 from cache_tools.write.jobs import make_jobs
 from cache_tools.write.pairs import degradation_of, find_sources
+from experts.spec import scale_of
+from imaging.scale import SCALE
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,9 +46,9 @@ class ExtractSettings(Settings):
     seed: int = 0
 
 
-def jobs_for(settings: ExtractSettings) -> tuple[list[ItemJob], list[Failure]]:
-    """Every item of these settings, over all ranks, and the images that cannot be used."""
-    sources, failures = find_sources(settings.hr, settings.lr)
+def jobs_for(settings: ExtractSettings, scale: int = SCALE) -> tuple[list[ItemJob], list[Failure]]:
+    """Every item of these settings for experts of this scale, over all ranks, and the images that cannot be used."""
+    sources, failures = find_sources(settings.hr, settings.lr, scale)
     jobs = make_jobs(
         sources,
         regions=settings.regions,
@@ -66,7 +68,7 @@ def make_recipe(settings: ExtractSettings, experts: Sequence[Expert]) -> Recipe:
         compression=settings.compression,
         # Without features, the tap makes no difference: caches of images stay comparable across taps.
         experts=tuple(_without_features(one) for one in identities) if not keeps_features(settings) else identities,
-        degradation=degradation_of(settings.lr),
+        degradation=degradation_of(settings.lr, scale_of(experts)),
         regions=settings.regions,
         region_size=settings.region_size if sampled else 0,
         context=settings.context if sampled else 0,

@@ -15,7 +15,6 @@ from experts.spec import ExpertOutput
 from imaging.device import is_out_of_memory
 from imaging.dihedral import transform, undo
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def run_experts(experts: Sequence[Expert], jobs: Sequence[LoadedJob]) -> list[list[ExpertOutput]]:
-    """For each job, for each expert: its SR image (1, 3, 4H, 4W) and features (1, C, H, W), cut to the region."""
+    """For each job, for each expert: its SR image (1, 3, sH, sW) and features (1, C, H, W), cut to the region."""
     by_expert = [_run_one(expert, jobs) for expert in experts]
     return [list(outputs) for outputs in zip(*by_expert, strict=True)]
 
@@ -67,7 +66,7 @@ def _cut_window(output: ExpertOutput, job: LoadedJob) -> ExpertOutput:
         return transform(cut(undo(image, job.job.dihedral), inner, scale), job.job.dihedral)
 
     feat_BCHW = output.feat_BCHW
-    return ExpertOutput(part(output.sr_BCHW, SCALE), None if feat_BCHW is None else part(feat_BCHW, 1))
+    return ExpertOutput(part(output.sr_BCHW, job.job.source.scale), None if feat_BCHW is None else part(feat_BCHW, 1))
 
 
 def _look_up(expert: Expert, job: LoadedJob) -> ExpertOutput:
@@ -78,4 +77,5 @@ def _look_up(expert: Expert, job: LoadedJob) -> ExpertOutput:
     output = expert.run(decode_image(job.image.lr_CHW)[None], [job.job.source.name])
     feat_BCHW = output.feat_BCHW
     region = job.job.region
-    return ExpertOutput(cut(output.sr_BCHW, region, SCALE), None if feat_BCHW is None else cut(feat_BCHW, region))
+    sr_BCHW = cut(output.sr_BCHW, region, job.job.source.scale)
+    return ExpertOutput(sr_BCHW, None if feat_BCHW is None else cut(feat_BCHW, region))

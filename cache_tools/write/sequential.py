@@ -16,6 +16,7 @@ from cache_tools.write.extract import Report, extract
 from cache_tools.write.recipe import jobs_for, make_manifest, make_recipe, require_unmixed
 from cache_tools.write.space import item_sizes, require_room
 from cache_tools.write.writer import ItemWriter, name_of_rank, open_store
+from experts.spec import one_scale
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def extract_sequentially(
     require_unmixed(final, recipe)
     # Items of the final cache are skipped by every part, whose own copies are deleted once they are joined.
     finished = frozenset(path.stem for path in final.item_paths())
-    missing = [job for job in jobs_for(settings)[0] if job.id not in finished]
+    missing = [job for job in jobs_for(settings, recipe.scale)[0] if job.id not in finished]
     require_room(final.location, item_sizes(recipe, missing))
     parts: list[Store] = []
     report, stage = Report(), Report()
@@ -71,4 +72,5 @@ def _joint_recipe(settings: ExtractSettings, openers: Sequence[Callable[[], Expe
     """Open each expert once, one at a time, for the identities of all before any work is done."""
     recipes = [make_recipe(settings, [open_one()]) for open_one in openers]
     experts = tuple(expert for recipe in recipes for expert in recipe.experts)
+    one_scale({expert.name: expert.scale for expert in experts}, "experts")
     return recipes[0].model_copy(update={"experts": experts})

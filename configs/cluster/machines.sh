@@ -15,9 +15,10 @@ if [ ${#hosts[@]} -eq 0 ] || [ $# -lt 2 ]; then
 fi
 shift
 
-PORT=6379
+PORT=${PORT:-6379}
 head_host=${hosts[0]}
 here=$(printf '%q' "$PWD")
+# Of every Ray that you have running on these machines.
 stop() {
   for host in "${hosts[@]}"; do
     ssh "$host" "ray stop" || true
@@ -25,8 +26,14 @@ stop() {
 }
 trap stop EXIT
 
-ssh "$head_host" "cd $here && ray start --head --port=$PORT"
+# Ray's token, by which only you can use this cluster, goes to every machine's home. Older Rays have none.
+auth="RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}"
+token=$(ssh "$head_host" "ray get-auth-token --generate" || true)
+ssh "$head_host" "cd $here && $auth ray start --head --port=$PORT"
 for host in "${hosts[@]:1}"; do
-  ssh "$host" "cd $here && ray start --address=$head_host:$PORT"
+  if [ -n "$token" ]; then
+    printf %s "$token" | ssh "$host" "umask 077; mkdir -p ~/.ray && cat > ~/.ray/auth_token"
+  fi
+  ssh "$host" "cd $here && $auth ray start --address=$head_host:$PORT"
 done
-ssh "$head_host" "cd $here && $(printf '%q ' "$@")"
+ssh "$head_host" "cd $here && $auth $(printf '%q ' "$@")"

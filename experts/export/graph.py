@@ -20,7 +20,6 @@ from experts.tap import as_maps, tapped
 from imaging.onnx_graph.join import DATA, FEATURES, OUTPUT, Part, join
 from imaging.onnx_graph.sides import PADDED, cutting_graph, padding_graph
 from imaging.onnx_graph.trace import record, trace
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +77,7 @@ def expert_graph(expert: NetworkExpert, *, features: bool = False, by_recording:
             Part("network", network, {DATA: f"pad/{PADDED}"}),
             *(
                 Part(f"cut_{name}", cutting_graph(scale), {"large": f"network/{name}", DATA: DATA})
-                for name, scale in zip(outputs, (SCALE, 1), strict=False)
+                for name, scale in zip(outputs, (expert.scale, 1), strict=False)
             ),
         ]
         sources = {name: f"cut_{name}/cut" for name in outputs}

@@ -16,8 +16,8 @@ from experts.call import without_meshgrid_warning
 from experts.export.edsr_as_rcan import edsr_as_rcan
 from experts.export.graph import expert_graph
 from experts.export.ncnn_files import write_ncnn
+from experts.folded_tail import unfold_upsampler
 from experts.loading.edsr import EDSR
-from experts.loading.folded_tail import unfold_upsampler
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork
 from experts.loading.student import is_plain
@@ -30,7 +30,6 @@ from imaging.onnx_graph.check import SIZES, check_onnx, largest_difference
 from imaging.onnx_graph.join import FEATURES, describe
 from imaging.onnx_graph.packages import require
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 from imaging.tensors.safe import write_safetensors
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from experts.spec import Expert
 
+PROVENANCE_KEY = "provenance"  # of what was trained here: by what, on what
 Form = Literal["onnx", "ncnn", "safetensors"]
 ENDINGS: dict[Form, str] = {"onnx": ".onnx", "ncnn": ".param", "safetensors": ".safetensors"}
 
@@ -128,7 +128,7 @@ def graph_document(expert: NetworkExpert, *, features: bool) -> dict[str, Any]:
     identity = expert.identity.document()
     return {
         "expert": {key: identity[key] for key in ("name", "architecture", "weights_sha256")},
-        "scale": SCALE,
+        "scale": expert.scale,
         **({FEATURES: identity["channels"]} if features else {}),
     }
 
@@ -156,6 +156,9 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> tuple[float, str]:
     if isinstance(network, EDSR):
         network, architecture = edsr_as_rcan(network), "RCAN"
     header = {ARCHITECTURE_KEY: architecture}
+    origin = read_state_file(Path(expert.spec.weights[0].file)).header.get(PROVENANCE_KEY)
+    if origin is not None:
+        header[PROVENANCE_KEY] = origin
     hyperparameters: dict[str, Any] = getattr(network, "hyperparameters", {})
     if hyperparameters:
         header[HYPERPARAMETERS_KEY] = json.dumps({k: v for k, v in hyperparameters.items() if is_plain(v)})
@@ -176,6 +179,7 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> tuple[float, str]:
         weights_sha256=state.sha256,
         device=torch.device("cpu"),
         call=loaded.call,
+        scale=loaded.scale,
     )
     run, wanted = reference(again, features=False), reference(expert, features=False)
     return largest_difference(run, wanted, SIZES, where=f"expert {expert.name}"), architecture

@@ -67,6 +67,7 @@ def load_code_network(state: StateFile, spec: ExpertSpec, code: CodeSource, *, t
         probed.padding,
         probed.call,
         code=identity_of(code, trusted.sha256),
+        scale=probed.scale,
     )
 
 

@@ -19,7 +19,7 @@ from experts.loading.weights import ARCHITECTURE_KEY, StateFile, header_hyperpar
 from experts.native.architectures import native_architectures
 from experts.spec import Padding
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
+from imaging.scale import SCALES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +56,8 @@ def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False
     if architecture in RANDOM_ARCHITECTURES:
         cure = "use another network"
         raise Refusal(f"{architecture} gives another image in every run", where=state.path, cure=cure)
-    _require_agreement(state, "scale", SCALE, descriptor.scale)
+    if descriptor.scale not in SCALES:
+        raise Refusal(f"scale is {descriptor.scale}", where=state.path, cure="use a model of 2x, 3x or 4x")
     _require_agreement(state, "input channels", 3, descriptor.input_channels)
     _require_agreement(state, "output channels", 3, descriptor.output_channels)
     network = _as_specified(descriptor.model, {**header_hyperparameters(state), **spec.hyperparameters}, state)
@@ -71,7 +72,7 @@ def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False
     padding = Padding(multiple=multiple, minimum=max(1, sizes.minimum))
     # Private, but spandrel's public way to the same function clamps the image.
     call = descriptor._call_fn  # pyright: ignore[reportPrivateUsage]
-    return LoadedNetwork(network, architecture, parameters, padding, call)
+    return LoadedNetwork(network, architecture, parameters, padding, call, scale=descriptor.scale)
 
 
 def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experts.call import NetworkCall, call_plainly
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +28,7 @@ class LoadedNetwork:
     padding: Padding
     call: NetworkCall = call_plainly
     code: str | None = None
+    scale: int = SCALE
 
 
 def key_trouble(error: BaseException) -> str:

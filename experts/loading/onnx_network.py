@@ -86,7 +86,7 @@ def load_onnx_network(path: Path, spec: ExpertSpec, *, features: bool) -> Loaded
         probed = probe_network(network, None, path, spec.padding)
     except RuntimeError as error:
         raise Refusal(f"cannot be run: {error}", where=path, cure="export it again with free sizes") from error
-    return LoadedNetwork(network, ARCHITECTURE, 0, probed.padding, probed.call)
+    return LoadedNetwork(network, ARCHITECTURE, 0, probed.padding, probed.call, scale=probed.scale)
 
 
 def onnx_tap(network: OnnxNetwork, spec: ExpertSpec) -> Tap | None:

@@ -16,7 +16,7 @@ from experts.loading.probe_image import probe_image
 from experts.pad import padded_length
 from experts.spec import Padding
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
+from imaging.scale import SCALES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,7 @@ class Probed:
 
     call: NetworkCall
     padding: Padding
+    scale: int
 
 
 @torch.no_grad()
@@ -51,10 +52,12 @@ def probe_network(
         if sr_BCHW is not None:
             call = _call_for_range(network, value_range, sr_BCHW, height, width)
             minimum = _smallest(network, multiple, height, where) if padding is None else padding.minimum
-            return Probed(call, padding or Padding(multiple=multiple, minimum=minimum))
+            return Probed(call, padding or Padding(multiple=multiple, minimum=minimum), sr_BCHW.shape[-1] // width)
     if trouble is not None:
         raise trouble
-    raise Refusal("gives no image of 4 times its input at any size tried", where=where, cure="use a 4x RGB model")
+    raise Refusal(
+        "gives no image of 2, 3 or 4 times its input at any size tried", where=where, cure="use such an RGB model"
+    )
 
 
 def _probe_size(multiple: int, padding: Padding | None) -> tuple[int, int]:
@@ -72,12 +75,12 @@ def _checked(sr_BCHW: object, height: int, width: int, where: Path) -> Tensor | 
         what = f"its forward gives {tuple(sr_BCHW.shape)} for (1, 3, {height}, {width})"
         raise Refusal(what, where=where, cure="use a model from RGB to RGB")
     rows, columns = sr_BCHW.shape[-2:]
-    if (rows, columns) == (SCALE * height, SCALE * width):
+    if any((rows, columns) == (scale * height, scale * width) for scale in SCALES):
         if not bool(torch.isfinite(sr_BCHW).all()):
             raise Refusal("its forward gives NaN or infinity", where=where, cure="check the weights and the arguments")
         return sr_BCHW
     if rows % height == 0 and columns % width == 0 and rows // height == columns // width:
-        raise Refusal(f"scale is {rows // height}, wanted {SCALE}", where=where, cure="use a 4x model")
+        raise Refusal(f"scale is {rows // height}", where=where, cure="use a model of 2x, 3x or 4x")
     return None
 
 
@@ -88,7 +91,8 @@ def _call_for_range(
     if value_range is not None:
         return call_in_255 if value_range == 255 else call_plainly
     lr_BCHW = probe_image(height, width)
-    enlarged_BCHW = nn.functional.interpolate(lr_BCHW, scale_factor=SCALE, mode="bilinear", align_corners=False)
+    size = sr_BCHW.shape[-2:]
+    enlarged_BCHW = nn.functional.interpolate(lr_BCHW, size=size, mode="bilinear", align_corners=False)
     error = float((sr_BCHW - enlarged_BCHW).abs().mean())
     if error <= FAR:
         return call_plainly

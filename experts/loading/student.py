@@ -43,10 +43,11 @@ class TrainableNetwork:
     architecture: str
     hyperparameters: dict[str, Any]
     run: Callable[[nn.Module, Tensor], Tensor]
+    scale: int
 
 
-def build_architecture(name: str, settings: Mapping[str, Any], seed: int) -> TrainableNetwork:
-    """spandrel's class of that name, of scale 4, with seeded random weights."""
+def build_architecture(name: str, settings: Mapping[str, Any], seed: int, scale: int = SCALE) -> TrainableNetwork:
+    """spandrel's class of that name, of this scale, with seeded random weights."""
     known = [str(one.architecture.id) for one in MAIN_REGISTRY.architectures()]
     if name not in known:
         raise Refusal(f"unknown network '{name}'", where="network.name", cure=nearest(name, known))
@@ -54,7 +55,7 @@ def build_architecture(name: str, settings: Mapping[str, Any], seed: int) -> Tra
     if not isinstance(make, type):
         raise Refusal(f"spandrel has no class of the name {name}", where="network.name", cure="choose another network")
     parameters = inspect.signature(make).parameters
-    chosen = {key: SCALE for key in SCALE_SETTINGS if key in parameters} | dict(settings)
+    chosen = {key: scale for key in SCALE_SETTINGS if key in parameters} | dict(settings)
     torch.manual_seed(seed)
     try:
         network = make(**chosen)
@@ -74,15 +75,16 @@ def open_student(wanted: str, catalog: Catalog) -> TrainableNetwork:
 
 def _trainable(loaded: LoadedNetwork) -> TrainableNetwork:
     """Thawed, in float32."""
-    padding, call = loaded.padding, loaded.call
+    padding, call, scale = loaded.padding, loaded.call, loaded.scale
 
     def run(network: nn.Module, lr_BCHW: Tensor) -> Tensor:
         height, width = lr_BCHW.shape[-2:]
-        return call(network, pad_right_bottom(lr_BCHW, padding))[..., : SCALE * height, : SCALE * width]
+        return call(network, pad_right_bottom(lr_BCHW, padding))[..., : scale * height, : scale * width]
 
     network = loaded.network.float().requires_grad_(requires_grad=True)
     values: dict[str, Any] = getattr(network, "hyperparameters", {})
-    return TrainableNetwork(network, loaded.architecture, {k: v for k, v in values.items() if is_plain(v)}, run)
+    plain = {k: v for k, v in values.items() if is_plain(v)}
+    return TrainableNetwork(network, loaded.architecture, plain, run, scale)
 
 
 def is_plain(value: object) -> bool:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from fusion.budget.model import CELL, cell_sums, measure_cells
 from fusion.network.base.back_projection import back_project
 from fusion.network.base.blend import BAND_NAMES, WHOLE, split_bands, weighted_sum
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +38,7 @@ def blends(blend: BaseBlend, item: FusionBatch, menu: Sequence[tuple[str, ...]])
             images = {name: item.sr_BECHW[:, index] for index, name in enumerate(item.experts)}
             return [blend(lr_BCHW, torch.stack([images[name] for name in names], 1), names) for names in menu]
         pulled = {
-            name: back_project(item.sr_BECHW[:, index], lr_BCHW, record.back_projection)
+            name: back_project(item.sr_BECHW[:, index], lr_BCHW, record.back_projection, blend.scale)
             for index, name in enumerate(item.experts)
         }
         return [
@@ -105,7 +104,9 @@ def errors_of_fusion(model: FusionSR, menu: Menu) -> ErrorsOf:
         truth_BCHW = truth_of(item)
         images = fused_images(model, item, menu)
         errors_MHW = torch.cat([(image_BCHW - truth_BCHW).square().mean(1) for image_BCHW in images])
-        sums_MPQ = cell_sums(torch.cat([errors_MHW, torch.ones_like(errors_MHW[:1])]).double(), SCALE * CELL)
+        sums_MPQ = cell_sums(
+            torch.cat([errors_MHW, torch.ones_like(errors_MHW[:1])]).double(), model.settings.scale * CELL
+        )
         return np.moveaxis(sums_MPQ[:-1] / sums_MPQ[-1], 0, -1)
 
     return errors_of
@@ -126,13 +127,14 @@ def _products(item: FusionBatch, base: BaseRecord) -> np.ndarray:
     images_ECHW = item.sr_BECHW[0, order]
     with torch.no_grad():
         lr_ECHW = item.lr_BCHW.expand(len(order), -1, -1, -1)
-        errors_ECHW = back_project(images_ECHW, lr_ECHW, base.back_projection) - truth_of(item)
+        scale = images_ECHW.shape[-1] // lr_ECHW.shape[-1]
+        errors_ECHW = back_project(images_ECHW, lr_ECHW, base.back_projection, scale) - truth_of(item)
         split = base.groups != WHOLE
         parts_XCHW = torch.stack(split_bands(errors_ECHW), 1).flatten(0, 1) if split else errors_ECHW
     count = len(parts_XCHW)
     first, second = np.triu_indices(count)
     pairs_YHW = torch.stack([(parts_XCHW[x] * parts_XCHW[y]).mean(0) for x, y in zip(first, second, strict=True)])
-    sums_YPQ = cell_sums(torch.cat([pairs_YHW, torch.ones_like(pairs_YHW[:1])]).double(), SCALE * CELL)
+    sums_YPQ = cell_sums(torch.cat([pairs_YHW, torch.ones_like(pairs_YHW[:1])]).double(), scale * CELL)
     products_XXPQ = np.empty((count, count, *sums_YPQ.shape[1:]))
     products_XXPQ[first, second] = products_XXPQ[second, first] = sums_YPQ[:-1] / sums_YPQ[-1]
     return products_XXPQ

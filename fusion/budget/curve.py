@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from cache_tools.format.location import name_of
 from fusion.budget.cells import truth_of
 from fusion.budget.model import measure_cells
 from fusion.budget.plan import GainPrediction, plan_share, predict_tile
 from imaging.metrics import BORDER, squared_error
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ def curve(
     """For each size of tile: mean Y-PSNR over a cache's images for each share of the full cost, planned over all."""
     predictions: dict[int, dict[str, GainPrediction]] = {tile: {} for tile in tiles}
     errors: dict[int, dict[str, np.ndarray]] = {tile: {} for tile in tiles}  # (N, M), share of the image's
-    for item in tqdm(reader, desc=reader.store.root.name, total=len(reader), unit="item", disable=None):
+    for item in tqdm(reader, desc=name_of(reader.store.location), total=len(reader), unit="item", disable=None):
         name, truth_BCHW = item.items[0], truth_of(item)
         maps_MHW = np.stack([squared_error(image_BCHW, truth_BCHW)[0] for image_BCHW in images_of(item)])
         for tile in tiles:
@@ -103,9 +103,9 @@ def tile_text(tile: int) -> str:
 def _tiles(item: FusionBatch, tile: int) -> Iterator[tuple[Part, Part]]:
     """Tiles as parts of the LR and of the HR image; the last of a row or column is what remains."""
     height, width = item.lr_BCHW.shape[-2:]
-    side = tile or max(height, width)
+    side, scale = tile or max(height, width), item.sr_BECHW.shape[-1] // width
     for top in range(0, height, side):
         for left in range(0, width, side):
             rows, columns = (top, min(top + side, height)), (left, min(left + side, width))
-            small, large = ((..., *(slice(k * a, k * b) for a, b in (rows, columns))) for k in (1, SCALE))
+            small, large = ((..., *(slice(k * a, k * b) for a, b in (rows, columns))) for k in (1, scale))
             yield small, large

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from cache_tools.format.location import name_of, parse_location
 from cache_tools.read.reader import CacheReader
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
+from cache_tools.storage.open import store_at
 from fusion.budget.cells import (
     blends,
     errors_of_blends,
@@ -35,6 +37,7 @@ from fusion.network.network import load_model
 from imaging.atomic import write_text
 from imaging.command import DONE, print_json
 from imaging.refusal import Refusal, nearest
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,12 +69,14 @@ def main(arguments: Sequence[str]) -> int:
     add("--tile", type=int, nargs="*", default=[0, 16], help="tiles of that curve, in LR pixels; 0: whole images")
     add("--record", type=Path, metavar="FILE", help="write the curve as Markdown")
     add("--json", action="store_true", help="print one JSON document")
+    add_local_cache_arguments(parser)
     words = parser.parse_args(arguments)
+    set_local_cache(words)
     seconds = _seconds(words.seconds)
     model = None if words.model is None else load_model(words.model).eval()
     budget_model, base = fit(words.cache, seconds, model=model)
     budget_model.write(words.out)
-    images_of = _images_of(budget_model, base, model)
+    images_of = _images_of(budget_model, base, model, store_at(words.cache).manifest.recipe.scale)
     curves = {
         f"{name_of(folder)}, {tile_text(tile)}": points
         for folder in words.check
@@ -182,9 +187,9 @@ def _open(
     return reader
 
 
-def _images_of(budget_model: BudgetModel, base: BaseRecord, model: FusionSR | None) -> ImagesOf:
+def _images_of(budget_model: BudgetModel, base: BaseRecord, model: FusionSR | None, scale: int = SCALE) -> ImagesOf:
     """An item -> the image of each selection."""
-    fused, blend = learned(model), BaseBlend(base)
+    fused, blend = learned(model), BaseBlend(base, scale)
     if fused is None:
         return lambda item: blends(blend, item, budget_model.menu)
     return lambda item: fused_images(fused, item, budget_model.menu)

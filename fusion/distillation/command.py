@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.distillation.render import add_teacher_arguments, check_images
 from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
+from fusion.training.sources.cache import at_cache_scale
 from imaging.atomic import atomic_path
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.device import choose_device
@@ -46,6 +48,7 @@ def main(
 ) -> int:
     """Render, train, judge, ship."""
     options = _parse(arguments)
+    set_local_cache(options)
     out: Path = options.out
     if out.suffix != ".safetensors":
         raise Refusal("is not a .safetensors name", where=out, cure="name the output FILE.safetensors")
@@ -53,6 +56,7 @@ def main(
     work: Path = options.work or out.with_name(f"{out.stem}_distil")
     settings = _settings(options, work, is_expert)  # before the rendering: a mistyped setting costs nothing
     render(options, work / "teacher", device=choose_device(options.device))
+    settings = at_cache_scale(settings)
     summary = train(settings, lambda rank, world: make_task(settings, rank, world), resume=True)
     if not summary:  # a process of several that is not the first
         return DONE
@@ -99,4 +103,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--config", type=Path, default=CONFIG, help=f"the training's plan ({CONFIG})")
     add("--work", type=Path, metavar="DIR", help="where cache and run are kept (FILE_distil beside --out)")
     add("--json", action="store_true", help="print one JSON document")
+    add_local_cache_arguments(parser)
     return parser.parse_args(arguments)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cache_tools.format.location import parse_location
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.inference.model_selection import DEFAULT
 from imaging.command import DONE
 from imaging.device import AUTO, choose_device
@@ -30,7 +32,12 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     add("--experts", help="as infer.py --experts: a,b,c")
     add("--hr", type=Path, action="append", default=[], metavar="DIR", help="true images; may be repeated")
     add("--lr", type=Path, action="append", default=[], metavar="DIR", help="unlabelled LR images; may be repeated")
-    add("--cache", type=Path, metavar="DIR", help="a cache that holds the teacher's experts on these images already")
+    add(
+        "--cache",
+        type=parse_location,
+        metavar="CACHE",
+        help="a cache that holds the teacher's experts on these images already",
+    )
     add("--tta", action="store_true", help="the teacher's images are means over eight turns, at eight times the cost")
     add(
         "--regions",
@@ -55,7 +62,9 @@ def main(arguments: Sequence[str], *, render: Render) -> int:
     parser = argparse.ArgumentParser(prog="python -m fusion render", description=__doc__)
     add_teacher_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the cache")
+    add_local_cache_arguments(parser)
     options = parser.parse_args(arguments)
+    set_local_cache(options)
     check_images(options, "fusion render")
     render(options, options.out, device=choose_device(options.device))
     return DONE

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache_tools.format.location import parse_location
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.network.settings import FusionSettings
 from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
@@ -32,12 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     """Train each variant with each seed on the same data and steps; one that is finished is not trained again."""
     parser = argparse.ArgumentParser(prog="python -m fusion ablate", description="train variants and compare them")
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--cache", type=parse_location, required=True, help="a folder, or s3://BUCKET/CACHE")
+    add_local_cache_arguments(parser)
     parser.add_argument("--only", help="these variants, separated by commas")
     parser.add_argument("--seeds", default="0", help="train each once per seed, separated by commas")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     words = parser.parse_args(arguments)
+    set_local_cache(words)
     settings = load_settings(TrainSettings, words.config, [*words.overrides, f"data.cache={words.cache}"])
     variants = variants_of(settings.network.settings)
     names = words.only.split(",") if words.only else list(variants)

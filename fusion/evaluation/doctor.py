@@ -67,7 +67,7 @@ def _checks(model: FusionSR) -> list[tuple[str, bool]]:
     checks = [("every weight is finite", all(bool(p.isfinite().all()) for p in model.parameters()))]
     for height, width in _SIZES:
         output = model(*_noise(model, height, width))
-        fits = tuple(output.image_BCHW.shape[-2:]) == (4 * height, 4 * width)
+        fits = tuple(output.image_BCHW.shape[-2:]) == (model.settings.scale * height, model.settings.scale * width)
         checks.append((f"{height}x{width} gives a finite image", fits and bool(output.image_BCHW.isfinite().all())))
         sums = output.gates_BEHW.sum(dim=1)
         checks.append((f"{height}x{width}: weights sum to 1", torch.allclose(sums, torch.ones_like(sums), atol=1e-4)))
@@ -85,7 +85,8 @@ def _checks(model: FusionSR) -> list[tuple[str, bool]]:
 def _noise(model: FusionSR, height: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
     generator = torch.Generator().manual_seed(0)
     lr_BCHW = torch.rand(1, 3, height, width, generator=generator)
-    sr_BECHW = torch.rand(1, len(model.settings.names), 3, 4 * height, 4 * width, generator=generator)
+    large = (model.settings.scale * height, model.settings.scale * width)
+    sr_BECHW = torch.rand(1, len(model.settings.names), 3, *large, generator=generator)
     channels = {name: model.settings.channels_of(name) for name in model.settings.names}
     feats = {name: torch.randn(1, c, height, width, generator=generator) for name, c in channels.items() if c}
     return lr_BCHW, sr_BECHW, dict(feats)

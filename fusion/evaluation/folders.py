@@ -16,6 +16,7 @@ from imaging.metrics import psnr, ssim
 from imaging.metrics.perceptual import lpips_distance
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple
+from imaging.scale import SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from imaging.metrics import Space
 
     Measure = Callable[[Tensor, Tensor], float]
-
-MARK = "x4"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def evaluate(
     for name, (ours, truth) in tqdm(pairs.items(), desc="scoring", unit="image", disable=None):
         sr_BCHW, hr_BCHW = read_rgb(ours), read_rgb(truth)
         if hr_BCHW.shape != sr_BCHW.shape:
-            hr_BCHW = crop_to_multiple(hr_BCHW, 4)
+            hr_BCHW = _cropped_as(sr_BCHW, hr_BCHW)
         if hr_BCHW.shape != sr_BCHW.shape:
             failures.append(f"{name}: result is {tuple(sr_BCHW.shape[-2:])}, truth {tuple(hr_BCHW.shape[-2:])}")
             continue
@@ -74,6 +73,12 @@ def evaluate(
     return Evaluation(scores, failures)
 
 
+def _cropped_as(sr_BCHW: Tensor, hr_BCHW: Tensor) -> Tensor:
+    """The truth, cropped to a multiple of that scale at which it becomes as large as the result."""
+    cropped = [crop_to_multiple(hr_BCHW, scale) for scale in reversed(SCALES)]
+    return next((one for one in cropped if one.shape == sr_BCHW.shape), cropped[0])
+
+
 def pair_up(sr: Path, hr: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
     """Truth's name -> (result, truth); truths without a result and results without a truth are listed."""
     results = {path.relative_to(sr).with_suffix("").as_posix(): path for path in list_images(sr)}
@@ -81,13 +86,18 @@ def pair_up(sr: Path, hr: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]
     failures: list[str] = []
     for truth in list_images(hr):
         name = truth.relative_to(hr).with_suffix("").as_posix()
-        ours = results.pop(name, None) or results.pop(name + MARK, None)
+        ours = next((results.pop(one) for one in _names_of(name) if one in results), None)
         if ours is None:
             failures.append(f"{name}: no result in {sr}")
         else:
             pairs[name] = (ours, truth)
     failures += [f"{name}: no truth in {hr}" for name in results]
     return pairs, failures
+
+
+def _names_of(name: str) -> list[str]:
+    """What the result of a truth may be called: as it, or with the mark of the scale."""
+    return [name, *(f"{name}x{scale}" for scale in reversed(SCALES))]
 
 
 def make_measures(*, space: Space, border: int, lpips: bool, ntire: bool) -> dict[str, Measure]:

@@ -53,16 +53,16 @@ def analyze(cache: Path | str, fit_on: Path | str | None = None, experts: Sequen
     """Fit the blends on `fit_on` (the cache itself by default) and measure everything on the cache."""
     reader = CacheReader(cache, experts=experts, features=False)
     fitting = reader if fit_on is None else CacheReader(fit_on, experts=reader.experts, features=False)
-    names = reader.experts
+    names, scale = reader.experts, reader.recipe.scale
     fit = BaseFit(names)
     for batch in _items(fitting, "fitting"):
         fit.add(batch.sr_BECHW[0], _truth(batch)[0], batch.lr_BCHW[0])
-    record = fit.record(str(fitting.store.root.name)).model_copy(update={"groups": WHOLE})
+    record = fit.record(name_of(fitting.store.location)).model_copy(update={"groups": WHOLE})
     plain = record.model_copy(update={"back_projection": 0.0})
     blends = {
-        LEAST_SQUARES: BaseBlend(plain),
-        PER_BAND: BaseBlend(plain.model_copy(update={"groups": CANDIDATES[BY_BAND]})),
-        BACK_PROJECTED: BaseBlend(record),
+        LEAST_SQUARES: BaseBlend(plain, scale),
+        PER_BAND: BaseBlend(plain.model_copy(update={"groups": CANDIDATES[BY_BAND]}), scale),
+        BACK_PROJECTED: BaseBlend(record, scale),
     }
     table = ScoreTable()
     own = BaseFit(names)
@@ -140,7 +140,9 @@ def _measure(table: ScoreTable, batch: FusionBatch, blends: dict[str, BaseBlend]
 
 def _items(reader: CacheReader, doing: str) -> Iterator[FusionBatch]:
     if not reader.has_hr:
-        raise Refusal("has no HR images to measure against", where=reader.store.root, cure="extract it with HR images")
+        raise Refusal(
+            "has no HR images to measure against", where=reader.store.location, cure="extract it with HR images"
+        )
     plain = [entry.id for entry in reader.entries if entry.dihedral == 0]
     for item in tqdm(plain, desc=doing, unit="item", disable=None):
         yield reader.read(item)

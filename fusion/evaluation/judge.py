@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from cache_tools.format.location import name_of, parse_location
 from cache_tools.read.reader import CacheReader
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.network.network import load_model
 from fusion.training.judge.gate import GateDecision, paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("cache", type=parse_location, nargs="+", help="caches of benchmark images with HR")
     parser.add_argument("--experts", help="only these of the model's experts, separated by commas")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_local_cache_arguments(parser)
     words = parser.parse_args(arguments)
+    set_local_cache(words)
     model = load_model(words.model).eval()
     experts = words.experts.split(",") if words.experts else list(model.settings.names)
     tables = {name_of(cache): measure(model, cache, experts) for cache in words.cache}

@@ -17,7 +17,6 @@ from imaging.onnx_graph.check import SIZES, check_onnx
 from imaging.onnx_graph.join import describe
 from imaging.onnx_graph.packages import require
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str], *, open_ensemble: OpenEnsemble) -> int:
         featured = fusion is not None and fusion.settings.channels_of(name) > 0
         graphs.append(ExpertGraph(name, *opened.graph_of(name, featured)))
     graph = ensemble_graph(fusion, graphs)
-    document = {"experts": ensemble.identity["experts"], "fusion": None, "scale": SCALE}
+    document = {"experts": ensemble.identity["experts"], "fusion": None, "scale": ensemble.scale}
     if fusion is not None:
         document["fusion"] = {"verdict": fusion.record.verdict, "sha256": model_sha256(fusion)}
     describe(graph, document)

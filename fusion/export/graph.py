@@ -16,7 +16,6 @@ from fusion.network.interface import SMALLEST
 from imaging.onnx_graph.join import DATA, FEATURES, OUTPUT, Part, join
 from imaging.onnx_graph.sides import PADDED, cutting_graph, mean_graph, padding_graph
 from imaging.onnx_graph.trace import trace
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +46,7 @@ class FusionGraph(nn.Module):
         self._featured = tuple(expert.name for expert in experts if expert.channels)
 
     def forward(self, lr_BCHW: Tensor, *answers: Tensor) -> Tensor:
-        """(1, 3, H, W), E of (1, 3, 4H, 4W), some of (1, C, H, W) -> (1, 3, 4H, 4W)."""
+        """(1, 3, H, W), E of (1, 3, sH, sW), some of (1, C, H, W) -> (1, 3, sH, sW)."""
         images, feats = answers[: len(self._names)], answers[len(self._names) :]
         by_name = dict(zip(self._featured, feats, strict=True))
         return self.model(lr_BCHW, torch.stack(images, 1), by_name, self._names).image_BCHW
@@ -63,13 +62,13 @@ def ensemble_graph(model: FusionSR | None, experts: Sequence[ExpertGraph]) -> An
         return join([*parts, Part("mean", mean_graph(list(images)), images)], {OUTPUT: f"mean/{OUTPUT}"})
     features = {f"feat{index}": f"expert{index}/{FEATURES}" for index, one in enumerate(experts) if one.channels}
     sources = {"lr": DATA, **images, **features}
-    cells = {name: SCALE if name in images else 1 for name in sources}
+    cells = {name: model.settings.scale if name in images else 1 for name in sources}
     for name, source in sources.items():
         parts.append(Part(f"long_{name}", padding_graph("edge", minimum=cells[name] * SMALLEST), {DATA: source}))
     graph = _fusion_graph(model, experts, cells)
     parts += [
         Part("fusion", graph, {name: f"long_{name}/{PADDED}" for name in sources}),
-        Part("cut", cutting_graph(SCALE), {"large": f"fusion/{OUTPUT}", DATA: DATA}),
+        Part("cut", cutting_graph(model.settings.scale), {"large": f"fusion/{OUTPUT}", DATA: DATA}),
     ]
     return join(parts, {OUTPUT: "cut/cut"})
 

@@ -30,6 +30,8 @@ from fusion.inference.report.provenance import make_manifest, read_manifest, ver
 from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_set, pack, recorded_runtime, zip_names
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES, in_words
+from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from fusion.inference.memory import TileCost
     from fusion.inference.report.page import ReportImage
     from fusion.refinement.open import AnyRefiner
-    from imaging.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class EnsembleFacts:
     names: tuple[str, ...]
     margin: int
     multiple: int
+    scale: int
     device_type: str
     device: str = field(compare=False)
     tile: int = field(compare=False)
@@ -78,7 +80,7 @@ class EnsembleFacts:
     def of(cls, ensemble: Ensemble, tile: int) -> EnsembleFacts:
         """As it was opened here."""
         device = ensemble.device
-        sizes = ensemble.margin, ensemble.multiple
+        sizes = ensemble.margin, ensemble.multiple, ensemble.scale
         return cls(dict(ensemble.identity), ensemble.names, *sizes, device.type, str(device), tile)
 
 
@@ -91,13 +93,16 @@ class Collected:
     folder: Path
     unread: list[Path]
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, scale: int) -> None:
         """All that may refuse or warn comes before the first tile: a run may take hours."""
+        if scale != SCALE and request.submission:
+            what = f"holds images of four times their input, not {scale}"
+            raise Refusal(what, where="--submission", cure="leave it out")
         check_target(self.folder)
         if request.submission:
             assert request.input is not None
             zip_names([*(one.job.input for one in self.sized), *(job.input for job, _ in self.refused)], request.input)
-        forecast.check_disk(part_of(self.sized, request.shard), self.folder, request.options.size)
+        forecast.check_disk(part_of(self.sized, request.shard), self.folder, request.options.size, scale)
         warn_about([one.job.input for one in self.sized])
 
 
@@ -111,7 +116,7 @@ def carry_out(request: Request, ensemble: Ensemble, refiner: AnyRefiner | None =
     tile, cost = settle_tile(request.options, ensemble, sized)
     if request.dry_run:
         return _forecast(request, ensemble, part_of(sized, request.shard), refused, tile, cost, refiner)
-    collected.check(request)
+    collected.check(request, ensemble.scale)
     runner = BudgetRunner.load(request.budget_model, ensemble, request.options) if request.budget_model else None
     gallery = Gallery(ensemble, request.hr, runner) if request.report else None
     result = Pipeline(ensemble, request.options, tile, gallery, runner, refiner).run(sized, refused, request.shard)

@@ -1,7 +1,7 @@
 """Callables for the experts and for their fusion -> one ensemble that inference can run, whatever stands behind it.
 
 Axes: B batch (1 here), E experts in the order of `names`, C channels, K layers, H and W (LR size in lr_BCHW and
-features, four times that in images and maps). Images are float32, nominally in [0, 1] and never clamped.
+features, `scale` times that in images and maps). Images are float32, nominally in [0, 1] and never clamped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from imaging.dihedral import VARIANTS, transform, undo
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,16 +40,16 @@ class Place:
 
 
 class Answer(NamedTuple):
-    """One expert on one tile: sr (B, 3, 4H, 4W), features (B, C, H, W) or None."""
+    """One expert on one tile: sr (B, 3, sH, sW), features (B, C, H, W) or None."""
 
     sr_BCHW: Tensor
     feat_BCHW: Tensor | None
 
 
 class Fused(NamedTuple):
-    """The fusion of one tile; gates (B, E, 4H, 4W) sum to 1 over the experts that answered.
+    """The fusion of one tile; gates (B, E, sH, sW) sum to 1 over the experts that answered.
 
-    `contributions` holds what each learned phase added, (B, 3, 4H, 4W), where there are such phases.
+    `contributions` holds what each learned phase added, (B, 3, sH, sW), where there are such phases.
     """
 
     image_BCHW: Tensor
@@ -79,6 +80,7 @@ class Ensemble:
     identity: Mapping[str, Any]
     device: torch.device
     has_difficulty: bool = False
+    scale: int = SCALE  # the experts' own: how many times as large images and maps are
     can_probe: bool = True  # False where an expert is a folder of images: it has none for a test tile
     sources: tuple[str, ...] = ()  # by what word or file each expert is opened again
 
@@ -106,7 +108,7 @@ def run_tile(
     names: Sequence[str] | None = None,
     maps: bool = False,
 ) -> Tensor:
-    """One tile -> layers (K, 4H, 4W): the image's three and, with `maps`, those that `layer_names` lists.
+    """One tile -> layers (K, sH, sW): the image's three and, with `maps`, those that `layer_names` lists.
 
     With eight `turns` every layer is the mean over the flips and rotations of the input.
     """

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from fusion.inference.memory import probe, run_noise, time_tiles
 from fusion.inference.upscale import Grid
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,9 +50,9 @@ def forecast(
     }
 
 
-def check_disk(sized: Sequence[Sized], folder: Path, size: OutputSize) -> None:
+def check_disk(sized: Sequence[Sized], folder: Path, size: OutputSize, scale: int) -> None:
     """Refuse before the work what would end in a full disk."""
-    needed = sum(_disk(one, size) for one in sized)
+    needed = sum(_disk(one, size, scale) for one in sized)
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"about {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
@@ -115,25 +114,26 @@ def _image(
     read = sum(row.stop - row.start for row in grid.rows) * sum(span.stop - span.start for span in grid.columns)
     largest = max(row.stop - row.start for row in grid.rows) * max(s.stop - s.start for s in grid.columns)
     # The tile itself; the image's levels; three bands of finished rows (made, waiting, being written).
-    bands = 3 * _BYTES * max(row.stop - row.start for row in grid.rows) * one.width * SCALE**2
+    bands = 3 * _BYTES * max(row.stop - row.start for row in grid.rows) * one.width * ensemble.scale**2
     memory = None if bytes_per_pixel is None else int(largest * bytes_per_pixel)
     low, high = (None, None) if pace is None else (round(read * turns * one_pixel, 3) for one_pixel in pace)
+    output_height, output_width = size.of(one.height, one.width, ensemble.scale)
     return {
         "input": str(one.job.input),
         "output": str(one.job.output),
         "height": one.height,
         "width": one.width,
-        "output_height": size.of(one.height, one.width)[0],
-        "output_width": size.of(one.height, one.width)[1],
+        "output_height": output_height,
+        "output_width": output_width,
         "tiles": len(grid),
         "seconds": None if low is None or high is None else round((low + high) / 2, 3),
         "seconds_low": low,
         "seconds_high": high,
         "memory_bytes": None if memory is None else memory + _BYTES * one.height * one.width + bands,
-        "disk_bytes": _disk(one, size),
+        "disk_bytes": _disk(one, size, ensemble.scale),
     }
 
 
-def _disk(one: Sized, size: OutputSize) -> int:
-    height, width = size.of(one.height, one.width)
+def _disk(one: Sized, size: OutputSize, scale: int) -> int:
+    height, width = size.of(one.height, one.width, scale)
     return int(height * width * _BYTES * _PNG_SHARE)

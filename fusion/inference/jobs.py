@@ -12,7 +12,6 @@ from imaging.files import LOSSY, SUFFIXES, WRITTEN, image_size, list_images, lis
 from imaging.names import LONGEST
 from imaging.paths import refuse_address
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -184,9 +183,9 @@ def _check(jobs: list[ImageJob]) -> None:
         taken[target] = job
 
 
-def megapixels_of(one: Sized) -> float:
-    """Of the output."""
-    return one.height * one.width * SCALE**2 / 1e6
+def megapixels_of(one: Sized, scale: int) -> float:
+    """Of the experts' images."""
+    return one.height * one.width * scale**2 / 1e6
 
 
 def remove_temporaries(jobs: Iterable[ImageJob]) -> None:

@@ -24,7 +24,6 @@ from fusion.network.interface import SMALLEST
 from fusion.network.save import FILE_NAME, FORMAT, fingerprint
 from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 from imaging.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -129,19 +128,21 @@ FUSION_MULTIPLE = 8  # the side of its DCT blocks
 
 def fuse_with(model: FusionSR) -> Fuse:
     """(tile, answers) -> Fused, always in float32: the same arithmetic as in training and evaluation."""
+    scale = model.settings.scale
 
     def fuse(lr_BCHW: Tensor, answers: Mapping[str, Answer]) -> Fused:
         height, width = lr_BCHW.shape[-2:]
         down, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
         names = tuple(answers)
-        sr_BECHW = torch.stack([_longer(answer.sr_BCHW, SCALE * down, SCALE * right) for answer in answers.values()], 1)
+        images = [_longer(answer.sr_BCHW, scale * down, scale * right) for answer in answers.values()]
+        sr_BECHW = torch.stack(images, 1)
         feats = {
             name: _longer(answer.feat_BCHW, down, right)
             for name, answer in answers.items()
             if answer.feat_BCHW is not None and model.settings.channels_of(name)
         }
         output = model(_longer(lr_BCHW, down, right), sr_BECHW, feats, names)
-        real = (..., slice(0, SCALE * height), slice(0, SCALE * width))
+        real = (..., slice(0, scale * height), slice(0, scale * width))
         difficulty = None if output.difficulty_B1HW is None else output.difficulty_B1HW[real]
         contributions = {phase: part_BCHW[real] for phase, part_BCHW in output.contributions.items()}
         return Fused(output.image_BCHW[real], output.gates_BEHW[real], difficulty, contributions)

@@ -1,6 +1,6 @@
 """A tile of any size -> its answer, in smaller tiles when memory does not suffice, and from then on.
 
-Axes: B batch (1), K layers, H and W of the LR tile (times 4 in answers).
+Axes: B batch (1), K layers, H and W of the LR tile (times the experts' scale in answers).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from fusion.inference.tiles import whole
 from imaging.device import is_out_of_memory
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 from imaging.tiling import plan_feathered_spans, smallest_feathered_tile
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ log = logging.getLogger(__name__)
 class OutOfMemoryRetry:
     """Runs tiles as large as memory allows; `limit` is the size found, `events` the messages for the user."""
 
-    def __init__(self, run_tile: Callable[[Tensor, Place], Tensor], margin: int, multiple: int) -> None:
-        self._run_tile, self._margin, self._multiple = run_tile, margin, multiple
+    def __init__(
+        self, run_tile: Callable[[Tensor, Place], Tensor], margin: int, multiple: int, scale: int = SCALE
+    ) -> None:
+        self._run_tile, self._margin, self._multiple, self._scale = run_tile, margin, multiple, scale
         self.limit: int | None = None
         self.events: list[str] = []
 
     def run(self, lr_BCHW: Tensor, place: Place) -> Tensor:
-        """Layers (K, 4H, 4W) of the tile."""
+        """Layers (K, sH, sW) of the tile."""
         while True:
             side = max(lr_BCHW.shape[-2:])
             # A part may reach up to one multiple beyond the tile, to begin where windows do.
@@ -59,7 +62,7 @@ class OutOfMemoryRetry:
             part_BCHW = lr_BCHW[..., row.start : row.stop, column.start : column.stop]
             return self.run(part_BCHW, place.moved(row.start, column.start))
 
-        return whole(rows, columns, run_part)
+        return whole(rows, columns, run_part, self._scale)
 
     def _shrink(self, side: int, place: Place, reason: str) -> None:
         """Half the size, down to the least tile that leaves room for the context."""

@@ -26,10 +26,10 @@ class OutputSize:
     height: int | None = None
     max_side: int | None = None
 
-    def of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) to write for an input of this size."""
-        scale = float(SCALE) if self.outscale is None else self.outscale
-        sides = [side / own for side, own in ((self.height, height), (self.width, width)) if side is not None]
+    def of(self, height: int, width: int, own: int = SCALE) -> tuple[int, int]:
+        """(height, width) to write for an input of this size, with experts that enlarge `own` times."""
+        scale = float(own) if self.outscale is None else self.outscale
+        sides = [side / old for side, old in ((self.height, height), (self.width, width)) if side is not None]
         scale = min(sides, default=scale)
         if self.max_side is not None:
             scale = min(scale, self.max_side / max(height, width))

@@ -20,10 +20,9 @@ from fusion.inference.refining import Refining, with_refiner
 from fusion.inference.report.provenance import KEY, is_current, make_manifest, write_record
 from fusion.inference.source import Source, read_source
 from fusion.inference.upscale import Grid, channels_of, upscale
-from imaging.files import TRANSPARENT, check_format
+from imaging.files import check_format
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,7 +73,8 @@ class Pipeline:
             run = partial(runner.run_tile, ensemble, turns=turns, maps=collector is not None)
         else:
             run = partial(run_tile, ensemble, turns=turns, maps=collector is not None)
-        self._retry = OutOfMemoryRetry(run if turn is None else in_turn(turn, run), ensemble.margin, ensemble.multiple)
+        in_its_turn = run if turn is None else in_turn(turn, run)
+        self._retry = OutOfMemoryRetry(in_its_turn, ensemble.margin, ensemble.multiple, ensemble.scale)
         self.result = RunResult(events=self._retry.events)
         assert (refiner is None) == (options.refine is None)
         self._refining = Refining(refiner, options.refine, self.result) if refiner and options.refine else None
@@ -103,7 +103,12 @@ class Pipeline:
     def make(self, sized: Sequence[Sized]) -> RunResult:
         """These images, of those that were planned."""
         sized = [one for one in sized if not self._skips(one.job)]
-        bar = tqdm(total=sum(map(megapixels_of, sized)), unit="MP", desc="upscale", bar_format=BAR)
+        bar = tqdm(
+            total=sum(megapixels_of(one, self.ensemble.scale) for one in sized),
+            unit="MP",
+            desc="upscale",
+            bar_format=BAR,
+        )
         # One thread: reading an image ahead hides the disk, more would only hold more images.
         with bar, ThreadPoolExecutor(1, "read") as reader:
             self._make_all(sized, reader, bar)
@@ -127,7 +132,7 @@ class Pipeline:
         previous: _Open | None = None
         try:
             for number, (one, reading) in enumerate(self._read_ahead(sized, reader), 1):
-                progress = _Progress(bar, f"image {number}/{len(sized)}", one)
+                progress = _Progress(bar, f"image {number}/{len(sized)}", one, self.ensemble.scale)
                 try:
                     current = self._make(one.job, reading.result(), progress)
                 except DiskFull:
@@ -156,18 +161,17 @@ class Pipeline:
         began = time.perf_counter()
         manifest = self.manifest(source.sha256)
         depth = self.options.depth or source.depth
-        height, width = self.options.size.of(source.height, source.width)
+        scale = self.ensemble.scale
+        height, width = self.options.size.of(source.height, source.width, scale)
         # Before the work: the writer would refuse the same after it.
-        if source.alpha_HW is not None and job.output.suffix.lower() not in TRANSPARENT:
-            cure = "write .png, .tif or .webp, or lay it upon a colour by --background white"
-            raise Refusal(f"is transparent, which {job.output.suffix} cannot hold", where=job.input, cure=cure)
+        source.refuse_transparency(job.output.suffix)
         check_format(job.output, depth, transparent=source.alpha_HW is not None, longest=max(height, width))
         tile, grid = self.side, self._grid(source)
         progress.tiles = len(grid)
         if self._runner is not None:
             self.result.plans[job.item] = self._runner.document(job.item)
         collector = self._collector.start(job, source, manifest) if self._collector else None
-        is_resized = (height, width) != (SCALE * source.height, SCALE * source.width)
+        is_resized = (height, width) != (scale * source.height, scale * source.width)
         writer = ImageWriter(
             job.output,
             height=height,
@@ -191,18 +195,15 @@ class Pipeline:
                 collector=collector,
                 rework=self._refining and self._refining.of(source, job.item, collector),
                 size=(height, width) if is_resized else None,
+                scale=scale,
                 tick=progress.tick,
             )
         except BaseException:
             writer.abandon()
             raise
         seconds = time.perf_counter() - began
-        seen: dict[str, Any] = {
-            "tile": tile,
-            "tiles": len(grid),
-            "seconds": round(seconds, 3),
-            "events": list(self._retry.events),
-        }
+        events = list(self._retry.events)
+        seen: dict[str, Any] = {"tile": tile, "tiles": len(grid), "seconds": round(seconds, 3), "events": events}
         if is_resized:
             seen["size"] = [width, height]
         if job.item in self.result.guards:
@@ -245,9 +246,9 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}<{remai
 class _Progress:
     """One image's share of the bar: images, tiles, output megapixels per second, and how long it will take."""
 
-    def __init__(self, bar: tqdm[NoReturn], which: str, one: Sized) -> None:
+    def __init__(self, bar: tqdm[NoReturn], which: str, one: Sized, scale: int) -> None:
         self._bar, self._which = bar, which
-        self.megapixels = megapixels_of(one)
+        self.megapixels = megapixels_of(one, scale)
         self.tiles, self._done = 1, 0
 
     def tick(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from fusion.refinement.refine import count_tiles, refine
+from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def with_refiner(ensemble: Ensemble, refiner: AnyRefiner | None) -> Ensemble:
     """The ensemble with the refiner in its identity: what is made carries it, and is verified against it."""
     if refiner is None:
         return ensemble
+    if ensemble.scale != SCALE:
+        what = f"refines images of four times their input, the experts enlarge {ensemble.scale} times"
+        raise Refusal(what, where="--refine", cure="leave it out")
     return replace(ensemble, identity={**ensemble.identity, "refine": dict(refiner.identity)})
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from imaging.files import read_metadata, read_raster
+from imaging.files import TRANSPARENT, read_metadata, read_raster
 from imaging.hashes import file_sha256
+from imaging.refusal import Refusal
 from imaging.resize import resize_bicubic
 from imaging.scale import SCALE
 
@@ -57,6 +58,12 @@ class Source:
         """One colour channel?"""
         return self.levels_HWC.shape[2] == 1
 
+    def refuse_transparency(self, suffix: str) -> None:
+        """What a format of this suffix cannot hold is not dropped without a word."""
+        if self.alpha_HW is not None and suffix.lower() not in TRANSPARENT:
+            cure = "write .png, .tif, .webp or .avif, or lay it upon a colour by --background white"
+            raise Refusal(f"is transparent, which {suffix} cannot hold", where=self.path, cure=cure)
+
     def metadata(self, size: tuple[int, int]) -> Metadata:
         """What an image of (height, width) made from this one says of the photograph; it is upright."""
         return read_metadata(self.path).fitted((self.height, self.width), size)
@@ -66,14 +73,14 @@ class Source:
         rgb_HWC = _unit_range(self.levels_HWC[top:bottom, left:right])
         return rgb_HWC.permute(2, 0, 1).expand(3, -1, -1).contiguous()[None]
 
-    def alpha_rows(self, first: int, count: int) -> Tensor:
-        """(count, 4W) float32 rows of the enlarged transparency: bicubic, apart from the colours."""
+    def alpha_rows(self, first: int, count: int, scale: int = SCALE) -> Tensor:
+        """(count, sW) float32 rows of the enlarged transparency: bicubic, apart from the colours."""
         assert self.alpha_HW is not None
-        top = max(0, first // SCALE - _CONTEXT)
-        bottom = min(self.height, -(-(first + count) // SCALE) + _CONTEXT)
+        top = max(0, first // scale - _CONTEXT)
+        bottom = min(self.height, -(-(first + count) // scale) + _CONTEXT)
         part_11HW = _unit_range(self.alpha_HW[top:bottom])[None, None]
-        large_HW = resize_bicubic(part_11HW, scale=SCALE)[0, 0]
-        return large_HW[first - SCALE * top : first - SCALE * top + count]
+        large_HW = resize_bicubic(part_11HW, scale=scale)[0, 0]
+        return large_HW[first - scale * top : first - scale * top + count]
 
 
 def read_source(path: Path, background: Rgb | None = None) -> Source:

@@ -93,12 +93,14 @@ def upscale(
     collector: ImageCollector | None = None,
     rework: Callable[[Tensor], Tensor] | None = None,
     size: tuple[int, int] | None = None,
+    scale: int = SCALE,
     tick: Callable[[], object],
 ) -> None:
     """Run every tile and hand finished rows on; `tick` is called after each tile.
 
-    `rework` makes the whole image (3, 4H, 4W), float and not clamped, into another before any of it is written: then,
-    and only then, is the image held whole. `size` is the (height, width) to write, where it is not four times.
+    `rework` makes the whole image (3, sH, sW), float and not clamped, into another before any of it is written: then,
+    and only then, is the image held whole. `size` is the (height, width) to write, where it is not `scale` times the
+    input.
     """
 
     def run_tile(row: FeatheredSpan, column: FeatheredSpan) -> Tensor:
@@ -113,13 +115,13 @@ def upscale(
         is_final = collector is None and rework is None and size is None
         return to_levels(part_KHW, depth, grey=source.grey) if is_final else part_KHW
 
-    bands = assemble(grid.rows, grid.columns, run_tile, finish)
+    bands = assemble(grid.rows, grid.columns, run_tile, finish, scale)
     if collector is not None:
         bands = _collected(bands, collector)
     if rework is not None:
         bands = _reworked(bands, rework)
-    levels = _to_file(bands, source, depth) if size is None else _resized(bands, source, depth, size)
-    height = SCALE * source.height if size is None else size[0]
+    levels = _to_file(bands, source, depth, scale) if size is None else _resized(bands, source, depth, size, scale)
+    height = scale * source.height if size is None else size[0]
     done = 0
     for band_KHW in levels:
         writer.put(band_KHW)
@@ -132,30 +134,32 @@ def upscale(
     writer.close()
 
 
-def _to_file(bands: Iterable[Tensor], source: Source, depth: Depth) -> Iterator[Tensor]:
+def _to_file(bands: Iterable[Tensor], source: Source, depth: Depth, scale: int) -> Iterator[Tensor]:
     """Levels as they are written, the transparency below the colours."""
     done = 0
     for band_KHW in bands:
         if band_KHW.is_floating_point():
             band_KHW = to_levels(band_KHW, depth, grey=source.grey)
         if source.alpha_HW is not None:
-            alpha_1HW = _quantized(source.alpha_rows(done, band_KHW.shape[-2])[None], depth)
+            alpha_1HW = _quantized(source.alpha_rows(done, band_KHW.shape[-2], scale)[None], depth)
             band_KHW = torch.cat([band_KHW, alpha_1HW])
         done += band_KHW.shape[-2]
         yield band_KHW
 
 
-def _resized(bands: Iterable[Tensor], source: Source, depth: Depth, size: tuple[int, int]) -> Iterator[Tensor]:
-    """The same at another size. Clamped before, as the image of four times the size would be; rounded once, after."""
+def _resized(
+    bands: Iterable[Tensor], source: Source, depth: Depth, size: tuple[int, int], scale: int
+) -> Iterator[Tensor]:
+    """The same at another size. Clamped before, as the image at the experts' scale would be; rounded once, after."""
 
     def planes() -> Iterator[Tensor]:
         done = 0
         for band_KHW in bands:
-            alpha = [] if source.alpha_HW is None else [source.alpha_rows(done, band_KHW.shape[-2])[None]]
+            alpha = [] if source.alpha_HW is None else [source.alpha_rows(done, band_KHW.shape[-2], scale)[None]]
             done += band_KHW.shape[-2]
             yield torch.cat([band_KHW[:3], *alpha]).clamp(0, 1)
 
-    whole = (SCALE * source.height, SCALE * source.width)
+    whole = (scale * source.height, scale * source.width)
     for band_KHW in resize_bands(planes(), whole, size):
         colours = to_levels(band_KHW[:3], depth, grey=source.grey)
         yield torch.cat([colours, *(_quantized(plane[None], depth) for plane in band_KHW[3:])])

@@ -1,7 +1,7 @@
 """Phase 4. Experts' features and differences -> tokens, a consensus, and a zero-sum modulation of the experts.
 
 Every expert's token is made of its image's difference from the base and, where it has features, of those. Absent
-experts have no token at all. Axes: B batch, E experts present, D width, Q = 48 unshuffled channels, S = 16 sub-pixels,
+experts have no token at all. Axes: B batch, E experts present, D width, Q unshuffled channels, S sub-pixels,
 C an expert's feature channels, H and W of the LR image.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fusion.network.attention import LKABlock, TokenAttention
 from fusion.network.evidence import Collaboration
-from fusion.network.parts import SUBPIXELS, UNSHUFFLED, channel_norm, zero_start, zero_sum
+from fusion.network.parts import channel_norm, zero_start, zero_sum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class ExpertTokens(nn.Module):
         )
         self.reads_features = tuple(settings.channels_of(name) > 0 for name in self.names)
         self.norm = channel_norm(width)
-        self.difference = nn.Conv2d(UNSHUFFLED, width, 1)
+        self.difference = nn.Conv2d(settings.unshuffled, width, 1)
         self.identity_ED = nn.Parameter(0.02 * torch.randn(len(self.names), width))
 
     def forward(self, evidence: Evidence, feats: Mapping[str, Tensor]) -> Tensor:
@@ -77,7 +77,7 @@ class CollaborativeFeatures(nn.Module):
         self.lka = LKABlock(own.width, own.expansion)
         self.from_token = nn.Conv2d(own.width, _HIDDEN, 1)
         self.from_consensus = nn.Conv2d(own.width, _HIDDEN, 1, bias=False)
-        self.modulation = zero_start(nn.Conv2d(_HIDDEN, SUBPIXELS, 1))
+        self.modulation = zero_start(nn.Conv2d(_HIDDEN, settings.subpixels, 1))
 
     def forward(self, evidence: Evidence, feats: Mapping[str, Tensor]) -> Collaboration:
         """Evidence and features by name -> Collaboration."""

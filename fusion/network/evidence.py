@@ -1,7 +1,7 @@
 """The base and the experts' images -> the input of all later phases: images unshuffled to LR size, and one context map.
 
-Axes: B batch, E experts present, C = 3 colours, D width, Q = 48 unshuffled channels, H and W of the LR image (times 4
-for HR).
+Axes: B batch, E experts present, C = 3 colours, D width, Q unshuffled channels, H and W of the LR image (times the
+experts' scale for HR).
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.network.bands.bands import GUIDANCE
-from fusion.network.parts import UNSHUFFLED
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.network.bands.bands import Bands
@@ -40,7 +38,7 @@ class Evidence(NamedTuple):
 
     def detail(self) -> Tensor:
         """(B, Q, H, W): what the base adds to the LR pixel under it, times the same gain: centred on zero."""
-        return (self.base_BQHW - self.lr_BCHW.repeat_interleave(SCALE * SCALE, dim=1)) * DIFFERENCE_GAIN
+        return (self.base_BQHW - self.lr_BCHW.repeat_interleave(self.base_BQHW.shape[1] // 3, dim=1)) * DIFFERENCE_GAIN
 
 
 class Collaboration(NamedTuple):
@@ -51,13 +49,13 @@ class Collaboration(NamedTuple):
     delta_BESHW: Tensor
 
 
-def gather(lr_BCHW: Tensor, sr_BECHW: Tensor, base_BCHW: Tensor, indices: tuple[int, ...]) -> Evidence:
+def gather(lr_BCHW: Tensor, sr_BECHW: Tensor, base_BCHW: Tensor, indices: tuple[int, ...], scale: int) -> Evidence:
     """Unshuffle the base and the experts' differences from it."""
-    diff_BEQHW = F.pixel_unshuffle(sr_BECHW - base_BCHW.unsqueeze(1), SCALE)
+    diff_BEQHW = F.pixel_unshuffle(sr_BECHW - base_BCHW.unsqueeze(1), scale)
     seen_BEQHW = diff_BEQHW * DIFFERENCE_GAIN
     return Evidence(
         lr_BCHW=lr_BCHW,
-        base_BQHW=F.pixel_unshuffle(base_BCHW, SCALE),
+        base_BQHW=F.pixel_unshuffle(base_BCHW, scale),
         diff_BEQHW=diff_BEQHW,
         seen_BEQHW=seen_BEQHW,
         spread_BQHW=seen_BEQHW.abs().mean(dim=1),
@@ -70,7 +68,7 @@ class Context(nn.Module):
 
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
-        channels = 3 + UNSHUFFLED
+        channels = 3 + settings.unshuffled
         channels += GUIDANCE if settings.has_bands else 0
         channels += settings.cross_band.width if settings.has_cross_band else 0
         channels += settings.collaboration.width if settings.collaboration.enabled else 0

@@ -1,7 +1,7 @@
 """Phase 6. Evidence, context and tokens -> the difficulty of each pixel, and the change of its weights from the base's.
 
 The weights move in affine space, base + zero-sum change: base weights may be negative, and 0 and 1 can be reached.
-Axes: B batch, E experts present, D width, S = 16 sub-pixels, H and W of the LR image.
+Axes: B batch, E experts present, D width, S sub-pixels, H and W of the LR image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.parts import SUBPIXELS, UNSHUFFLED, zero_start, zero_sum
+from fusion.network.parts import zero_start, zero_sum
 
 if TYPE_CHECKING:
     from fusion.network.evidence import Evidence
@@ -49,13 +49,13 @@ class DynamicGates(nn.Module):
         super().__init__()
         width = settings.gating.width
         self.difficulty = Difficulty(width)
-        self.from_difference = nn.Conv2d(UNSHUFFLED, width, 1)
+        self.from_difference = nn.Conv2d(settings.unshuffled, width, 1)
         self.from_context = nn.Conv2d(settings.context_width, width, 1, bias=False)
         collaborates = settings.collaboration.enabled
         self.from_token = nn.Conv2d(settings.collaboration.width, width, 1, bias=False) if collaborates else None
         self.identity_ED = nn.Parameter(0.02 * torch.randn(len(settings.experts), width))
         self.near = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.raw = zero_start(nn.Conv2d(width, SUBPIXELS, 1))
+        self.raw = zero_start(nn.Conv2d(width, settings.subpixels, 1))
         self.temperature = nn.Parameter(torch.tensor(settings.gating.temperature))
 
     def forward(self, evidence: Evidence, context_BDHW: Tensor, tokens_BEDHW: Tensor | None) -> tuple[Tensor, Tensor]:

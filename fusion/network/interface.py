@@ -1,7 +1,7 @@
 """What goes into the fusion network, what comes out, and the training record kept in its file.
 
-Axes: B batch, E experts in the order of the call, C channels or colours, H and W of the LR image (times 4 for images at
-high resolution).
+Axes: B batch, E experts in the order of the call, C channels or colours, H and W of the LR image (times the experts'
+scale for images at high resolution).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import AliasChoices, Field
 
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class FusionOutput(NamedTuple):
     """A batch of fused images, nominally in [0, 1] and never clamped.
 
     image_BCHW is base_BCHW plus the sum of `contributions`, phase by phase in the order of the dictionary.
-    Each contribution has mean zero over every LR pixel's 4x4 square: whatever is learned, brightness is the base's.
+    Each contribution has mean zero over every LR pixel's square: whatever is learned, brightness is the base's.
     gates_BEHW are the experts' weights at each pixel: they sum to 1 and start at the base's own (where the base weighs
     frequency bands apart, at its weights for the finest band; phase 5's weights of three scales enter as their mean).
     difficulty_B1HW is in [0, 1]; None when phase 6 is off.
@@ -83,7 +82,7 @@ def check_inputs(
         raise Refusal(f"experts {names} must be named, each once", where="fusion", cure="give those that ran")
     for name in names:
         settings.index_of(name)
-    _check_images(lr_BCHW, sr_BECHW, names)
+    _check_images(lr_BCHW, sr_BECHW, names, settings.scale)
     present: dict[str, Tensor] = {}
     for name in names:
         feat = feats.get(name) if feats is not None else None
@@ -96,13 +95,13 @@ def check_inputs(
     return names, present
 
 
-def _check_images(lr_BCHW: Tensor, sr_BECHW: Tensor, names: tuple[str, ...]) -> None:
+def _check_images(lr_BCHW: Tensor, sr_BECHW: Tensor, names: tuple[str, ...], scale: int) -> None:
     if lr_BCHW.ndim != 4 or lr_BCHW.shape[1] != 3 or not lr_BCHW.is_floating_point():
         raise _wrong(f"the LR image is {lr_BCHW.dtype} {tuple(lr_BCHW.shape)}, not floats (B, 3, H, W)", "fusion")
     batch, _, height, width = lr_BCHW.shape
     if min(height, width) < SMALLEST:
         raise _wrong(f"the LR image is {height}x{width}, smaller than {SMALLEST}x{SMALLEST}", "fusion")
-    expected = (batch, len(names), 3, SCALE * height, SCALE * width)
+    expected = (batch, len(names), 3, scale * height, scale * width)
     if tuple(sr_BECHW.shape) != expected:
         raise _wrong(f"the experts' images are {tuple(sr_BECHW.shape)}, not {expected}", "fusion")
 

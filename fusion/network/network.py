@@ -1,7 +1,8 @@
 """LR image, experts' images and features -> one better image: the base plus the contributions of seven learned phases.
 
-Axes: B batch, E experts present in the order of the call, C = 3 colours, Q = 48 unshuffled channels, S = 16 sub-pixels,
-D a phase's width; H and W of the LR image (times 4 for sr_BECHW and the output). Images are floats in [0, 1].
+Axes: B batch, E experts present in the order of the call, C = 3 colours, Q unshuffled channels, S sub-pixels,
+D a phase's width; H and W of the LR image (times the experts' scale for sr_BECHW and the output). Images are floats in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from fusion.network.refine import Refinement
 from fusion.network.save import load_as
 from fusion.network.settings import FusionSettings
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ class FusionSR(nn.Module, HubModel):
         super().__init__()
         self.settings = settings = settings or FusionSettings()
         self.record = record or TrainingRecord()
-        self.base = BaseBlend(_for_experts(base or BaseRecord.mean_of(settings.names), settings))
+        self.base = BaseBlend(_for_experts(base or BaseRecord.mean_of(settings.names), settings), settings.scale)
         self.bands = FrequencyBands(settings.bands) if settings.has_bands else None
         self.cross_band = CrossBandAttention(settings.cross_band) if settings.has_cross_band else None
         self.collaboration = CollaborativeFeatures(settings) if settings.collaboration.enabled else None
@@ -56,9 +56,9 @@ class FusionSR(nn.Module, HubModel):
         self.hierarchy = HierarchicalFusion(settings) if settings.hierarchy.enabled else None
         self.gating = DynamicGates(settings) if settings.gating.enabled else None
         self.refine = Refinement(settings) if settings.refine.enabled else None
-        self.edges = LaplacianEdges(settings.edges) if settings.edges.enabled else None
+        self.edges = LaplacianEdges(settings) if settings.edges.enabled else None
         self.envelope = Envelope(settings.envelope) if settings.envelope.enabled else None
-        self.consistency = LRConsistency(settings.consistency) if settings.consistency.enabled else None
+        self.consistency = LRConsistency(settings) if settings.consistency.enabled else None
 
     def set_base(self, base: BaseRecord) -> None:
         """Adopt a fitted base for the same experts."""
@@ -86,7 +86,7 @@ class FusionSR(nn.Module, HubModel):
         if self.record.verdict == "base":
             return self._finish(lr_BCHW, sr_BECHW, base_BCHW, experts, None, None, {})
         indices = tuple(self.settings.index_of(name) for name in experts)
-        evidence = gather(lr_BCHW, sr_BECHW, base_BCHW, indices)
+        evidence = gather(lr_BCHW, sr_BECHW, base_BCHW, indices, self.settings.scale)
         bands = self.bands(lr_BCHW) if self.bands is not None else None
         routing_BDHW = self.cross_band(bands.bands_BKCHW) if self.cross_band is not None and bands is not None else None
         shared = self.collaboration(evidence, present) if self.collaboration is not None else None
@@ -132,7 +132,7 @@ class FusionSR(nn.Module, HubModel):
             added["refine"] = self.refine(evidence, seen_BQHW, context_BDHW, present)
             change_BQHW = change_BQHW + added["refine"]
         if self.edges is not None:
-            added["edges"] = self.edges(F.pixel_shuffle(evidence.base_BQHW + change_BQHW, SCALE))
+            added["edges"] = self.edges(F.pixel_shuffle(evidence.base_BQHW + change_BQHW, self.settings.scale))
         return added
 
     def _shrink(
@@ -156,13 +156,14 @@ class FusionSR(nn.Module, HubModel):
         parts: dict[str, Tensor],
     ) -> FusionOutput:
         """Base plus contributions, the hard constraints where they are on, and the maps at the image's size."""
-        contributions = {phase: F.pixel_shuffle(part, SCALE) for phase, part in parts.items()}
+        contributions = {phase: F.pixel_shuffle(part, self.settings.scale) for phase, part in parts.items()}
         image_BCHW = sum(contributions.values(), base_BCHW)
         image_BCHW = self.envelope(image_BCHW, sr_BECHW, base_BCHW) if self.envelope is not None else image_BCHW
         image_BCHW = self.consistency(image_BCHW, lr_BCHW) if self.consistency is not None else image_BCHW
         gates_BEHW = base_BCHW.new_tensor(self.base.weights(experts)[-1])[None, :, None, None]
         if change_BESHW is not None:
-            gates_BEHW = gates_BEHW + F.pixel_shuffle(change_BESHW.to(base_BCHW.dtype).flatten(1, 2), SCALE)
+            change_BXHW = change_BESHW.to(base_BCHW.dtype).flatten(1, 2)
+            gates_BEHW = gates_BEHW + F.pixel_shuffle(change_BXHW, self.settings.scale)
         size = base_BCHW.shape[-2:]
         gates_BEHW = gates_BEHW.expand(base_BCHW.shape[0], -1, *size)
         if difficulty_B1HW is not None:

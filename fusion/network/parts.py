@@ -1,7 +1,7 @@
 """Pieces that several phases share: zero initialisation, expert selection, zero-sum weights, norms, pixel shuffles.
 
-Axes: B batch, E experts present, C = 3 colours, S = 16 sub-pixels of an LR pixel, Q = 3 x 16 = 48 unshuffled channels,
-D a phase's width, H and W of the LR image.
+Axes: B batch, E experts present, C = 3 colours, S = s*s sub-pixels of an LR pixel at the experts' scale s, Q = 3 S
+unshuffled channels, D a phase's width, H and W of the LR image.
 """
 
 from __future__ import annotations
@@ -11,10 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imaging.layers import ChannelNorm
-from imaging.scale import SCALE
-
-SUBPIXELS = SCALE * SCALE
-UNSHUFFLED = 3 * SUBPIXELS
 
 
 def zero_start(layer: nn.Conv2d) -> nn.Conv2d:
@@ -49,7 +45,7 @@ def zero_mean_per_pixel(residual_BQHW: Tensor) -> Tensor:
 
     Of the squared error that real experts' blend leaves, less than 3 % lies in those means: little is given up.
     """
-    residual_BCSHW = residual_BQHW.unflatten(1, (3, SUBPIXELS))
+    residual_BCSHW = residual_BQHW.unflatten(1, (3, -1))
     return (residual_BCSHW - residual_BCSHW.mean(dim=2, keepdim=True)).flatten(1, 2)
 
 

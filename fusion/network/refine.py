@@ -1,8 +1,8 @@
 """Phase 7a. The image so far, unshuffled, the context and the experts' features -> a zero-mean residual that sharpens.
 
-Six layers and as many residual blocks as wanted, all at LR size or half of it, on 48 channels that are a 4x4 square of
-HR pixels. Given the experts' features itself, it is a second network that super-resolves on top of theirs.
-Axes: B batch, C an expert's feature channels, Q = 48 unshuffled channels, D width, H and W of the LR image.
+Six layers and as many residual blocks as wanted, all at LR size or half of it, on channels that are an LR pixel's
+square of HR pixels. Given the experts' features itself, it is a second network that super-resolves on top of theirs.
+Axes: B batch, C an expert's feature channels, Q unshuffled channels, D width, H and W of the LR image.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.network.parts import UNSHUFFLED, ExpertConv, ResidualBlock, zero_mean_per_pixel, zero_start
+from fusion.network.parts import ExpertConv, ResidualBlock, zero_mean_per_pixel, zero_start
 from imaging.layers import at_least_float32
 
 if TYPE_CHECKING:
@@ -90,16 +90,16 @@ class Refinement(nn.Module):
     def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
         width = settings.refine.width
-        self.read = nn.Conv2d(2 * UNSHUFFLED + settings.context_width, width, 1)
+        self.read = nn.Conv2d(2 * settings.unshuffled + settings.context_width, width, 1)
         direct = settings.refine.direct
-        self.differences = ExpertConv(len(settings.experts), UNSHUFFLED, width) if direct else None
+        self.differences = ExpertConv(len(settings.experts), settings.unshuffled, width) if direct else None
         self.features = FeatureSum(settings, width) if direct else None
         self.down = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.deep = nn.Conv2d(width, width, 3, padding=1)
         self.deeper = nn.Conv2d(width, width, 3, padding=1)
         self.join = nn.Conv2d(width, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(settings.refine.blocks)))
-        self.out = zero_start(nn.Conv2d(width, UNSHUFFLED, 3, padding=1))
+        self.out = zero_start(nn.Conv2d(width, settings.unshuffled, 3, padding=1))
         self.scale = nn.Parameter(torch.tensor(settings.refine.scale))
 
     def forward(

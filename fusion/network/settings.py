@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from imaging.refusal import Refusal, nearest
+from imaging.scale import SCALE, SCALES
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class FusionSettings(Settings):
     """
 
     experts: tuple[ExpertSlot, ...] = Field(default=REFERENCE_EXPERTS, min_length=1)
+    scale: int = Field(default=SCALE, ge=min(SCALES), le=max(SCALES))  # the experts' own
     features: Literal["taps", "none"] = "taps"
     context_width: int = Field(default=64, ge=1)
     bands: BandsSettings = BandsSettings(enabled=False)
@@ -128,6 +130,11 @@ class FusionSettings(Settings):
     edges: EdgesSettings = EdgesSettings(enabled=False)
     consistency: ConsistencySettings = ConsistencySettings()
     envelope: EnvelopeSettings = EnvelopeSettings()
+
+    @model_serializer(mode="wrap")
+    def leave_out_the_usual_scale(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As pydantic writes it, without a scale of 4: models of before have no such key, and their hashes stay."""
+        return {key: value for key, value in write(self).items() if key != "scale" or value != SCALE}
 
     @model_validator(mode="after")
     def _check(self) -> FusionSettings:
@@ -142,6 +149,16 @@ class FusionSettings(Settings):
     def names(self) -> tuple[str, ...]:
         """The experts' names in the network's own order."""
         return tuple(slot.name for slot in self.experts)
+
+    @property
+    def subpixels(self) -> int:
+        """S: of a high-resolution image, under one LR pixel."""
+        return self.scale**2
+
+    @property
+    def unshuffled(self) -> int:
+        """Q: channels of an image that is unshuffled to LR size."""
+        return 3 * self.subpixels
 
     @property
     def guided(self) -> bool:

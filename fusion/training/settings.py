@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from cache_tools.format.location import Location
 from imaging.degrade import DegradeSettings
 from imaging.paths import find_shipped
+from imaging.refusal import Refusal
 from imaging.settings import Settings, read_yaml
 
 Share = float  # of the run or of the samples, in [0, 1]
@@ -52,6 +53,12 @@ class DataSettings(Settings):
         if self.degrade is not None and self.degrade.scale != self.scale:
             raise ValueError(f"degrade.scale is {self.degrade.scale} and scale is {self.scale}; leave the former out")
         return self
+
+    def require_scale(self, scale: int, where: str) -> None:
+        """Networks must enlarge as these images are made."""
+        if scale != self.scale:
+            what = f"enlarges {scale} times, this run's images are {self.scale} times as large as their LR"
+            raise Refusal(what, where=where, cure=f"choose another, or data.scale={scale} where LR is made from HR")
 
 
 class AugmentSettings(Settings):

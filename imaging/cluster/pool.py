@@ -1,20 +1,19 @@
 """A kind of worker and units -> every unit's answer, from actors of a Ray cluster that are replaced when they die.
 
-Ray is imported here and only when a pool is opened.
+Ray is imported only when a pool is opened.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from imaging.cluster.connect import connect, import_ray
 from imaging.cluster.schedule import Schedule, WorkUnit
 from imaging.cluster.worker import WorkerProcess
 from imaging.refusal import Refusal
@@ -52,7 +51,7 @@ class WorkerPool(Generic[Facts, Work, Answer]):
     def __init__(
         self, make_worker: Callable[[], Worker[Facts, Work, Answer]], options: ClusterOptions, depth: int = DEPTH
     ) -> None:
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self._make_worker, self._options, self._depth = make_worker, options, depth
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Any, int] = {}  # the answer to `open` -> the worker that gives it
@@ -66,13 +65,7 @@ class WorkerPool(Generic[Facts, Work, Answer]):
         # Ray prints what happens to its workers on stdout, which belongs to the command's own result.
         self._stop.enter_context(contextlib.redirect_stdout(sys.stderr))
         if not ray.is_initialized():
-            _require_listener(self._options.address)
-            try:
-                # One progress bar, the driver's: what workers print stays in Ray's own logs.
-                ray.init(address=self._options.address, log_to_driver=False, logging_level=logging.WARNING)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                cure = "start it with `ray start --head`, or leave --address out to start Ray on this machine"
-                raise Refusal(f"no Ray cluster answers ({error})", where="--address", cure=cure) from None
+            connect(ray, self._options.address)
             self._stop.callback(ray.shutdown)
         self._stop.callback(self._kill_all)
         try:
@@ -223,30 +216,9 @@ class _Patience:
         if any_ready:
             self._since = time.monotonic()
         elif time.monotonic() - self._since > _PATIENCE:
-            log.warning("waiting for a node with %d free CPUs and %g free GPUs", self._cpus, self._gpus)
+            what = "no worker is ready yet: they open the experts, or wait for nodes with %d free CPUs and %g free GPUs"
+            log.warning(what, self._cpus, self._gpus)
             self._since = time.monotonic()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        cure = "pip install 'championship-sr[cluster]', or leave --engine out"
-        raise Refusal("needs the package ray", where="--engine ray", cure=cure) from None
-    return ray
-
-
-def _require_listener(address: str | None) -> None:
-    """Ray itself tries a wrong address for minutes and then ends the process; `auto` and ray:// are left to it."""
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition(":")
-    if "/" in address or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        cure = "start it with `ray start --head`, or leave --address out to start Ray on this machine"
-        raise Refusal(f"no Ray cluster answers at {address} ({error})", where="--address", cure=cure) from None
 
 
 def _first_sentence(text: str) -> str:

@@ -5,6 +5,7 @@ Axes: B batch, C colour, H, W; RGB float32 in [0, 1].
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from imaging.files import list_images, read_rgb, write_picture
 from imaging.metrics import psnr, ssim
 from imaging.refusal import Refusal
 from imaging.resize import resize_bicubic
-from imaging.scale import SCALE
+from imaging.scale import SCALE, SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,11 +53,13 @@ def compare_folders(lr: Path, sr: Path, hr: Path, picture: Path | None = None) -
             if stem not in by_stem:
                 raise Refusal(f"has no partner in {folder}", where=path, cure="give folders of the same images")
         truth_BCHW, sr_BCHW = read_rgb(high[stem]), read_rgb(path)
-        bicubic_BCHW = resize_bicubic(read_rgb(low[stem]), scale=SCALE).clamp(0, 1)
+        lr_BCHW = read_rgb(low[stem])
+        scale = _scale_of(lr_BCHW, truth_BCHW)
+        bicubic_BCHW = resize_bicubic(lr_BCHW, scale=scale).clamp(0, 1)
         panes = (bicubic_BCHW, sr_BCHW, truth_BCHW)
         if len({pane.shape for pane in panes}) != 1:
             raise Refusal(
-                "is not four times its LR image or not as large as its HR image", where=path, cure="pair them"
+                f"is not {scale} times its LR image or not as large as its HR image", where=path, cure="pair them"
             )
         compared.append(
             Compared(
@@ -112,10 +115,16 @@ def _stacked(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat(filled, dim=-2)
 
 
+def _scale_of(lr_BCHW: Tensor, truth_BCHW: Tensor) -> int:
+    """By the sides; 4, which will not fit either, where they tell nothing."""
+    fits = (scale for scale in SCALES if truth_BCHW.shape[-1] == scale * lr_BCHW.shape[-1])
+    return next(fits, SCALE)
+
+
 def _by_stem(folder: Path) -> dict[str, Path]:
     return {_stem(path): path for path in list_images(folder)}
 
 
 def _stem(path: Path) -> str:
-    """`baby.png`, `babyx4.png` -> `baby`."""
-    return path.stem.removesuffix(f"x{SCALE}")
+    """`baby.png`, `babyx4.png`, `babyx2.png` -> `baby`."""
+    return re.sub(f"x[{min(SCALES)}-{max(SCALES)}]$", "", path.stem)

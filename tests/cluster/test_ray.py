@@ -110,6 +110,17 @@ def test_after_a_killed_driver_the_next_one_goes_on_and_two_at_once_agree(tmp_pa
     run.check()
 
 
+def test_without_an_address_the_run_has_a_cluster_of_its_own(tmp_path: Path, cluster: Any) -> None:
+    run = Extraction(tmp_path, cluster, slow_expert(tmp_path))
+    run.engine = ["--engine", "ray"]
+    process = run.start("--workers", 1)
+    wait_until(lambda: run.items() >= 1)
+    assert not workers_of(cluster)  # not one of those that happen to run on this machine
+    code, _, err = end(process)
+    assert code == 0, err[-2000:]
+    run.check()
+
+
 def test_what_workers_refuse_is_one_line(tmp_path: Path, cluster: Any) -> None:
     run = Extraction(tmp_path, cluster, ["--experts", tmp_path / "missing.pth"])
     code, _, err = end(run.start())

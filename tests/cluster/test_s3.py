@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,16 @@ from cache_tools.read.dataset import CacheDataset
 from cache_tools.read.reader import CacheReader
 from cache_tools.storage.item_cache import FOLDER, SIZE
 from cache_tools.storage.open import store_at
+from championship_sr.teacher import with_cached_experts
+from fusion.__main__ import main
+from fusion.inference.ensemble import Answer, Place, run_tile
+from imaging.command import run
 from imaging.refusal import Refusal
+from infer import build
 from tests.cache.parts import command, command_json, item_bytes_of, make_cache, weights_files
 from tests.cluster.s3 import SECRET, Server, always, once_each, s3_server
+from tests.training.parts import fusion_document, write_config
+from tests.training.parts import make_cache as make_small_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +103,68 @@ def test_every_command_takes_an_address(server: Server, local: Path, tmp_path: P
     assert analyze(out).table.rows == analyze(local).table.rows
     assert SECRET not in capsys.readouterr().err
     assert all(SECRET.encode() not in path.read_bytes() for path in tmp_path.rglob("*.json"))
+
+
+def test_fusion_commands_give_the_same_from_an_address(server: Server, tmp_path: Path, capsys: Capture) -> None:
+    local, out = make_small_cache(tmp_path / "cache"), server.address(tmp_path.name)
+    assert command("push", local, out) == 0
+    copies = tmp_path / "named"
+    found: list[dict[str, Any]] = []
+    for number, cache in enumerate((local, out)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        config = write_config(place / "c.yaml", fusion_document(local, place / "run", steps=2, checkpoint={"every": 2}))
+        model, more = place / "base.safetensors", ["--local-cache", copies, "--json"]
+        own = ["fit-base", cache, "--out", model], ["judge", model, cache], ["analyze", cache]
+        budget = ["fit-budget", cache, "--seconds", "ann=1,bob=2", "--out", place / "b.json", "--check", cache]
+        ablate = ["ablate", "--config", config, "--cache", cache, "--only", "no refine", "validation.every=2"]
+        answers: dict[str, Any] = {}
+        for words in (*own, budget, ablate):
+            capsys.readouterr()
+            assert run(main, list(map(str, [*words, *more]))) == 0, words[0]
+            answers[str(words[0])] = json.loads(capsys.readouterr().out)
+        del answers["fit-base"]["model"]
+        found.append(answers)
+    # A table of `judge` and of `fit-budget` has the name of its cache.
+    assert len(list(found[1]["judge"].values())) == 1
+    for name in ("fit-base", "analyze", "ablate"):
+        assert found[0][name] == found[1][name], name
+    assert [*found[0]["judge"].values()] == [*found[1]["judge"].values()]
+    assert len(list(copies.rglob("*.h5"))) == len(CacheReader(local).entries)
+
+
+def test_what_fusion_refuses_names_the_address(server: Server, tmp_path: Path, capsys: Capture) -> None:
+    out = server.address(tmp_path.name)
+    make_cache(tmp_path, SIZES[:1])
+    words = ["--lr", tmp_path / "hr", "--experts", weights_files(tmp_path / "weights")[0], "--device", "cpu"]
+    assert command("extract", *words, "--out", out) == 0
+    assert run(main, ["analyze", out]) == 2
+    assert f"refused: {out}: has no HR images" in capsys.readouterr().err
+
+
+def test_a_distilled_teacher_reads_its_experts_from_an_address(server: Server, tmp_path: Path, capsys: Capture) -> None:
+    local, out = make_cache(tmp_path, SIZES[:1]), server.address(tmp_path.name)
+    assert command("push", local, out) == 0
+    ensemble = build("none", weights_files(tmp_path / "weights"), device="cpu")
+
+    def fail(*_: object) -> Answer:
+        raise AssertionError("run, though the cache holds it")
+
+    read = with_cached_experts(replace(ensemble, experts=dict.fromkeys(ensemble.experts, fail)), out)
+    batch = next(iter(CacheReader(local)))
+    place = Place(batch.items[0], 0, 0, *batch.lr_BCHW.shape[-2:])
+    assert torch.equal(run_tile(read, batch.lr_BCHW, place), batch.sr_BECHW.mean(1)[0])
+    words = ["distil", "--model", "none", "--experts", weights_files(tmp_path / "another", (2,))[0], "--cache", out]
+    words += ["--lr", tmp_path / "hr", "--device", "cpu", "--out", tmp_path / "student.safetensors"]
+    assert run(main, list(map(str, words))) == 2
+    assert f"refused: {out}: does not hold the expert 'e2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "much"])
+def test_a_local_cache_of_no_size_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv(SIZE, size)
+    with pytest.raises(Refusal, match="is no size"):
+        store_at(server.address("any"))
 
 
 def make_other(folder: Path) -> Path:

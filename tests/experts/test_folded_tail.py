@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from spandrel.architectures.RCAN import RCAN
 from torch.utils.flop_counter import FlopCounterMode
 
+from experts.folded_tail import fold_upsampler, unfold_upsampler
 from experts.loading.edsr import EDSR
-from experts.loading.folded_tail import fold_upsampler, unfold_upsampler
 from experts.open import open_experts
 from tests.experts.parts import save_network
 

@@ -187,13 +187,13 @@ def _broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "wrong shape": (tensors("shape.safetensors", {**good, "conv_last.bias": torch.zeros(5)}), "conv_last.bias"),
         "foreign": (tensors("foreign.safetensors", {"a.weight": torch.zeros(2)}), "no known architecture"),
         "nan": (tensors("nan.safetensors", nan), "conv_last.bias"),
-        "scale 2": (save_network(small_network("EDSR", upscale=2), tmp_path / "x2.safetensors"), "scale is 2"),
+        "scale 8": (save_network(small_network("EDSR", upscale=8), tmp_path / "x8.safetensors"), "scale is 8"),
     }
 
 
 KINDS = (
     "missing", "empty", "truncated", "truncated pickle", "noise", "not a dict", "suffix", "missing key", "extra key",
-    "wrong shape", "foreign", "nan", "scale 2",
+    "wrong shape", "foreign", "nan", "scale 8",
 )  # fmt: skip
 
 

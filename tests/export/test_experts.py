@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from spandrel import ModelLoader
 
 from experts.catalog import load_catalog
@@ -95,11 +96,18 @@ def test_edsr_opens_in_spandrel_as_an_rcan(img_range: float, res_scale: float, t
     features = 256 if res_scale != 1 else 12  # by which a file's residual scale is known
     edsr = EDSR(num_feat=features, num_block=2, img_range=img_range, res_scale=res_scale)
     values = {"num_feat": features, "num_block": 2, "img_range": img_range, "res_scale": res_scale}
+    origin = {"steps": 7}
     export_weights(
-        tmp_path / "e.safetensors", edsr.state_dict(), architecture="EDSR", hyperparameters=values, provenance={}
+        tmp_path / "e.safetensors",
+        edsr.state_dict(),
+        architecture="EDSR",
+        hyperparameters=values,
+        provenance=origin,
     )
     out = tmp_path / "out.safetensors"
     assert run("export", tmp_path / "e.safetensors", "--to", "safetensors", out) == 0
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["provenance"]) == origin
     network = ModelLoader().load_from_file(out).eval()
     assert network.architecture.id == "RCAN"
     lr_BCHW = image(*ODD)

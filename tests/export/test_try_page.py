@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "try"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-EXPERT = "edsr-s"
+EXPERT = "pretrained/fast.safetensors"
 DONE = "() => document.getElementById('status').textContent.includes('done in')"
 
 

@@ -8,16 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.network.consistency import Envelope, LRConsistency
-from fusion.network.settings import ConsistencySettings, EnvelopeSettings
+from fusion.network.settings import ConsistencySettings, EnvelopeSettings, FusionSettings
 from imaging.resize import downscale
 from tests.fusion.parts import batch_for, small_model, stir
+
+
+def constrained(tolerance: float, scale: int = 4) -> FusionSettings:
+    return FusionSettings(scale=scale, consistency=ConsistencySettings(enabled=True, tolerance=tolerance))
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(8, 24), st.integers(8, 24), st.sampled_from([0.0, 0.5 / 255, 0.02]))
 def test_the_downscale_of_the_output_is_the_input(height: int, width: int, tolerance: float) -> None:
     image, lr = torch.rand(1, 3, 4 * height, 4 * width), torch.rand(1, 3, height, width)
-    projected = LRConsistency(ConsistencySettings(enabled=True, tolerance=tolerance))(image, lr)
+    projected = LRConsistency(constrained(tolerance))(image, lr)
     assert (downscale(projected, 4) - lr).abs().max() <= tolerance + 1e-5
 
 
@@ -25,7 +29,7 @@ def test_it_is_a_projection_onto_the_images_that_fit() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(1, 3, 40, 52, generator=generator, dtype=torch.float64)
     image = truth + 0.05 * torch.randn(truth.shape, generator=generator, dtype=torch.float64)
-    project = LRConsistency(ConsistencySettings(enabled=True, tolerance=0))
+    project = LRConsistency(constrained(0))
     lr = downscale(truth, 4)
     once = project(image, lr)
     torch.testing.assert_close(project(once, lr), once)

@@ -248,9 +248,9 @@ def test_shrinking_unshuffled_images_is_average_pooling(scale: int) -> None:
     images = torch.rand(2, 3, 3, 16, 24)
     unshuffled = F.pixel_unshuffle(images, 4)
     pooled = F.avg_pool2d(images.flatten(0, 1), 4 // scale).unflatten(0, (2, 3))
-    torch.testing.assert_close(F.pixel_shuffle(shrink(unshuffled, scale), scale), pooled)
+    torch.testing.assert_close(F.pixel_shuffle(shrink(unshuffled, scale, 4), scale), pooled)
     repeated = pooled.repeat_interleave(4 // scale, -1).repeat_interleave(4 // scale, -2)
-    torch.testing.assert_close(F.pixel_shuffle(spread(shrink(unshuffled, scale), scale), 4), repeated)
+    torch.testing.assert_close(F.pixel_shuffle(spread(shrink(unshuffled, scale, 4), scale, 4), 4), repeated)
 
 
 def test_gradients_of_the_hand_written_parts_in_float64() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.inference.test_command import call
 
 BOTH = ("near", "far")
 Capsys = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -93,3 +96,20 @@ def test_its_budget_is_its_own(pretrained: Path) -> None:
         find_budget_model("pair")
     (pretrained / "pair_budget.json").touch()
     assert find_budget_model("pair") == pretrained / "pair_budget.json"
+
+
+def test_fast_opens_in_spandrel_without_us_and_runs(tmp_path: Path) -> None:
+    """From another folder and without the environment's paths, so that none of our packages could be found."""
+    file = ROOT / "pretrained" / "fast.safetensors"
+    code = (
+        "import sys, torch; from spandrel import ModelLoader; "
+        f"model = ModelLoader().load_from_file({str(file)!r}); "
+        "assert model.scale == 4 and model(torch.rand(1, 3, 9, 7)).shape == (1, 3, 36, 28); "
+        "assert not {'imaging', 'experts', 'fusion', 'championship_sr'} & set(sys.modules); "
+        "print(model.architecture.id)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "RCAN"), done.stderr
+    (photo,) = save_photos(tmp_path / "in", 1)
+    assert call("-i", photo, "-o", tmp_path / "out", "--model", "fast", "--device", "cpu") == DONE
+    assert experts_of(tmp_path) == ("fast",)

@@ -161,7 +161,7 @@ def test_fusion_refuses_what_only_experts_can_follow(tmp_path):
         command.main(["--config", str(config)])
     assert run_command(command.main, ["--config", str(config)]) == REFUSED
     config = write_config(tmp_path / "d.yaml", fusion_settings(cache, tmp_path / "run").model_dump(mode="json"))
-    with pytest.raises(Refusal, match="fusion is of 4x experts"):
+    with pytest.raises(Refusal, match="is 2; the experts of .* enlarge 4 times"):
         command.main(["--config", str(config), "data.scale=2"])
     with pytest.raises(Refusal, match="start_new"):
         command.main(["--config", str(config), "network.start_from=a.safetensors", "network.start_new=[refine]"])

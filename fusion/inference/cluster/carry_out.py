@@ -37,11 +37,14 @@ def carry_out_on_ray(request: Request, open_all: OpenAll, options: ClusterOption
     make_worker = partial(InferWorker, request, collected.sized, open_all)
     with WorkerPool[EnsembleFacts, ImageWork, ImageAnswer](make_worker, options, _DEPTH) as pool:
         facts = pool.facts
-        collected.check(request)
+        collected.check(request, facts.scale)
         mine = part_of(collected.sized, request.shard)
         began = time.perf_counter()
         remove_temporaries(one.job for one in collected.sized)
-        units = [WorkUnit(one.job.item, ImageWork(one, facts.tile), megapixels_of(one), one.job.item) for one in mine]
+        units = [
+            WorkUnit(one.job.item, ImageWork(one, facts.tile), megapixels_of(one, facts.scale), one.job.item)
+            for one in mine
+        ]
         total = sum(unit.size for unit in units)
         with tqdm(total=total, unit="MP", desc="upscale", disable=None, bar_format=BAR) as bar:
             result, pages = _gather(pool.run(units), collected, bar)

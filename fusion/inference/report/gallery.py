@@ -23,7 +23,6 @@ from imaging.atomic import write_text
 from imaging.files import image_size, list_images, quantize_u8, read_rgb
 from imaging.metrics import psnr, ssim
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,8 +48,9 @@ class Gallery:
         self._ensemble = ensemble
         self._experts = list(ensemble.names) if runner is None else [runner.cheapest]
         self._layers = layer_names(ensemble) if runner is None else runner.layer_names(ensemble)
-        self._truth = {} if hr is None else {_stem(path): path for path in list_images(hr)}
+        self._truth = {} if hr is None else {_stem(path, ensemble.scale): path for path in list_images(hr)}
         self._hr = hr
+        self.scale = ensemble.scale
         self.images: list[ReportImage] = []
 
     def start(self, job: ImageJob, source: Source, manifest: dict[str, Any]) -> Page:
@@ -61,10 +61,10 @@ class Gallery:
     def _partner(self, job: ImageJob, source: Source) -> Path | None:
         if self._hr is None:
             return None
-        truth = self._truth.get(_stem(job.input))
+        truth = self._truth.get(_stem(job.input, self.scale))
         if truth is None:
             raise Refusal(f"has no partner in {self._hr}", where=job.input, cure="complete --hr, or leave it out")
-        found, made = image_size(truth), (SCALE * source.height, SCALE * source.width)
+        found, made = image_size(truth), (self.scale * source.height, self.scale * source.width)
         if found != made:
             what = f"is {found[1]}x{found[0]}, the output {made[1]}x{made[0]}"
             raise Refusal(what, where=truth, cure="give the true image of this input")
@@ -142,7 +142,7 @@ class Page:
     @property
     def factor(self) -> int:
         """Pixels of the output to one of the report."""
-        return max(1, -(-SCALE * max(self.source.height, self.source.width) // LONGEST))
+        return max(1, -(-self.gallery.scale * max(self.source.height, self.source.width) // LONGEST))
 
     def add(self, band_KHW: Tensor) -> None:
         """The next rows, the image's three layers first."""
@@ -177,7 +177,7 @@ class Page:
             maps["disagreement"] = layers_Khw[-1].numpy()
         elif plan is None:  # a single expert: its gate is 1 everywhere
             maps = {name: values for name, values in maps.items() if not name.startswith("gate/")}
-        size = (SCALE * self.source.height, SCALE * self.source.width)
+        size = (self.gallery.scale * self.source.height, self.gallery.scale * self.source.width)
         before_HWC, scores = self.enlarged_input(*layers_Khw.shape[-2:]), self._scores(names)
         guard = None
         if self._refined is not None:
@@ -212,6 +212,6 @@ def _picture(rgb_Chw: Tensor) -> np.ndarray:
     return quantize_u8(rgb_Chw).permute(1, 2, 0).numpy()
 
 
-def _stem(path: Path) -> str:
+def _stem(path: Path, scale: int) -> str:
     """`baby.png`, `babyx4.png` -> `baby`."""
-    return path.stem.removesuffix(f"x{SCALE}")
+    return path.stem.removesuffix(f"x{scale}")

@@ -3,7 +3,8 @@
 What is stored is the Gram matrix of the experts' errors, band by band; each subset's weights are solved from its part
 of it, exactly, when the base is set. Bands are Gaussian low-passes: the bands of a sum are the sums of the bands, so a
 blend may be split after blending. Axes: B batch or N images, E experts, K = 3 bands, G groups of bands that share
-weights, C = 3 colours, H and W of the LR image (times 4 for the experts' images).
+weights, C = 3 colours, H and W of the LR image (times the
+experts' scale s for their images).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from fusion.network.base.back_projection import back_project
 from fusion.network.parts import gaussian_blur
 from imaging.refusal import Refusal, nearest
+from imaging.scale import SCALE
 from imaging.settings import Settings
 
 if TYPE_CHECKING:
@@ -110,8 +112,9 @@ def solve_weights(gram_EKEK: np.ndarray, groups: Sequence[Sequence[int]]) -> np.
 class BaseBlend(nn.Module):
     """Applies the record. It has no parameters; its state is bytes in the state dict, which no cast to half rounds."""
 
-    def __init__(self, record: BaseRecord) -> None:
+    def __init__(self, record: BaseRecord, scale: int = SCALE) -> None:
         super().__init__()
+        self.scale = scale
         self.set_record(record)
 
     def set_record(self, record: BaseRecord) -> None:
@@ -136,11 +139,11 @@ class BaseBlend(nn.Module):
         return tuple(tuple(row[order.index(name)] for name in experts) for row in solved)
 
     def forward(self, lr_BCHW: Tensor, sr_BECHW: Tensor, experts: Sequence[str]) -> Tensor:
-        """(B, 3, H, W), (B, E, 3, 4H, 4W) -> (B, 3, 4H, 4W)."""
-        return back_project(self.blend(sr_BECHW, experts), lr_BCHW, self.record.back_projection)
+        """(B, 3, H, W), (B, E, 3, sH, sW) -> (B, 3, sH, sW)."""
+        return back_project(self.blend(sr_BECHW, experts), lr_BCHW, self.record.back_projection, self.scale)
 
     def blend(self, sr_BECHW: Tensor, experts: Sequence[str]) -> Tensor:
-        """The least-squares blend alone: (B, E, 3, 4H, 4W) -> (B, 3, 4H, 4W)."""
+        """The least-squares blend alone: (B, E, 3, sH, sW) -> (B, 3, sH, sW)."""
         blends = [weighted_sum(sr_BECHW, row) for row in self.weights(experts)]
         if len(blends) == 1:
             return blends[0]

@@ -21,7 +21,6 @@ from fusion.network.base.back_projection import certain, enlarge
 from fusion.network.base.blend import BAND_NAMES, WHOLE, BaseRecord, solve_weights, split_bands
 from imaging.refusal import Refusal
 from imaging.resize import downscale
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -112,8 +111,9 @@ class BaseFit:
     def _add_pull(self, fold: int, sr_ECHW: Tensor, hr_CHW: Tensor, lr_CHW: Tensor) -> None:
         """Linear in the experts where the LR image is not clipped, so that any blend's pull is the blend of theirs."""
         inner = slice(self.border, -self.border or None)
-        lack_ECHW = (lr_CHW - downscale(sr_ECHW, SCALE)) * certain(lr_CHW[None])
-        pulls_EN = enlarge(lack_ECHW)[..., inner, inner].flatten(1).double()
+        scale = sr_ECHW.shape[-1] // lr_CHW.shape[-1]
+        lack_ECHW = (lr_CHW - downscale(sr_ECHW, scale)) * certain(lr_CHW[None])
+        pulls_EN = enlarge(lack_ECHW, scale)[..., inner, inner].flatten(1).double()
         errors_EN = (sr_ECHW - hr_CHW)[..., inner, inner].flatten(1).double()
         self._pulls[fold, 0] += (pulls_EN @ errors_EN.T).cpu().numpy()
         self._pulls[fold, 1] += (pulls_EN @ pulls_EN.T).cpu().numpy()

@@ -1,6 +1,6 @@
 """Finished layers of each image, band by band -> arrays on disk from which the page is served, at full size.
 
-Axes: K layers, E experts, N pictures, M maps, C colour, H and W at four times LR size.
+Axes: K layers, E experts, N pictures, M maps, C colour, H and W at the experts' scale.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from fusion.studio.jobs.result_view import (
 )
 from imaging.files import quantize_u8
 from imaging.resize import resize_bicubic
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +62,7 @@ class RecordedImage:
 
     def __init__(self, recorder: ArrayRecorder, job: ImageJob, source: Source, manifest: dict[str, Any]) -> None:
         self._recorder, self._job, self._source, self._manifest = recorder, job, source, manifest
-        self._size = (SCALE * source.height, SCALE * source.width)
+        self._size = (recorder.ensemble.scale * source.height, recorder.ensemble.scale * source.width)
         self._row = 0  # the first that has not come yet
         names = ((REFINED,) if recorder.refined else ()) + (FUSED, *recorder.pictured, BICUBIC)
         self._names = {name: index for index, name in enumerate(names)}
@@ -95,7 +94,8 @@ class RecordedImage:
     def finish(self, seen: dict[str, Any], plan: dict[str, Any] | None) -> None:
         """After the last rows: bicubic, and which maps are worth showing."""
         assert self._maps_MHW is not None
-        bicubic_BCHW = resize_bicubic(self._source.window(0, self._source.height, 0, self._source.width), scale=SCALE)
+        lr_BCHW = self._source.window(0, self._source.height, 0, self._source.width)
+        bicubic_BCHW = resize_bicubic(lr_BCHW, scale=self._recorder.ensemble.scale)
         self._pictures_NHWC[-1] = quantize_u8(bicubic_BCHW)[0].permute(1, 2, 0).numpy()
         names = self._map_names()
         assert len(names) == len(self._maps_MHW)
@@ -118,6 +118,7 @@ class RecordedImage:
             seen=seen,
             plan=plan,
             guard=self._guard,
+            scale=self._recorder.ensemble.scale,
         )
 
     def _map_names(self) -> list[str]:

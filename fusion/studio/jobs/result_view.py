@@ -51,6 +51,7 @@ class ResultView:
     seen: dict[str, Any]
     plan: dict[str, Any] | None
     guard: dict[str, float]  # of the refined picture, where there is one
+    scale: int = SCALE
 
     @property
     def size(self) -> tuple[int, int]:
@@ -112,7 +113,7 @@ class ResultView:
             "title": self.source,
             "width": width,
             "height": height,
-            "scale": SCALE,
+            "scale": self.scale,
             "address": address,
             "pictures": [
                 {"name": name, "url": f"{address}/picture/{index}"} for index, name in enumerate(self.picture_names)

@@ -19,7 +19,6 @@ from fusion.studio.jobs.progress import EnsembleProgress
 from fusion.studio.uploads import accept_uploads, user_message
 from imaging.malloc import give_back_memory
 from imaging.refusal import Refusal
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
@@ -102,7 +101,7 @@ class Upscaler:
             budget_runner = self.ensembles.budget_runner(ensemble, options)
             grid = Grid.of(sized.height, sized.width, tile, ensemble.margin, ensemble.multiple)
             refiner = self.ensembles.refiner_for(options)
-            height, width = SCALE * sized.height, SCALE * sized.width
+            height, width = ensemble.scale * sized.height, ensemble.scale * sized.width
             refinements = 0 if refiner is None else count_tiles(refiner.preset, height, width)
             progress.begin(len(grid) * (len(EIGHTFOLD) if options.tta else 1), refinements)
             status.step = "computing"

@@ -69,6 +69,11 @@ class FusionSource(Source, Protocol):
     fit_border: int
 
     @property
+    def scale(self) -> int:
+        """By how much the experts enlarge."""
+        ...
+
+    @property
     def slots(self) -> tuple[ExpertSlot, ...]:
         """The experts in the order of the batches."""
         ...

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from cache_tools.read.dataset import CacheDataset
 from cache_tools.read.reader import CacheReader, FusionBatch, dequantize, split_items
+from cache_tools.storage.open import store_at
 from fusion.network.base.fit import BORDER
 from fusion.network.settings import ExpertSlot
 from fusion.training.sources.augment import refuse_for_cache
 from fusion.training.sources.batch import TrainBatch
 from imaging.dihedral import VARIANTS
 from imaging.refusal import Refusal
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +26,18 @@ if TYPE_CHECKING:
 FEATURE_ITEMS = 32  # enough for a channel's mean and spread; all of them would read the whole cache
 
 log = logging.getLogger(__name__)
+
+
+def at_cache_scale(settings: TrainSettings) -> TrainSettings:
+    """The settings of a run on a cache, which knows by how much its experts enlarge."""
+    cache = settings.data.cache
+    if cache is None:
+        return settings
+    scale = store_at(cache).manifest.recipe.scale
+    if settings.data.scale not in (SCALE, scale):
+        what = f"is {settings.data.scale}; the experts of {cache} enlarge {scale} times"
+        raise Refusal(what, where="data.scale", cure="leave it out")
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"scale": scale})})
 
 
 class CacheSource:
@@ -73,6 +87,11 @@ class CacheSource:
     def held_out_items(self) -> tuple[str, ...]:
         """The plain items that are not."""
         return tuple(self._held)
+
+    @property
+    def scale(self) -> int:
+        """The cache's."""
+        return self._reader.recipe.scale
 
     @property
     def slots(self) -> tuple[ExpertSlot, ...]:

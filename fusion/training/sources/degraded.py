@@ -53,7 +53,7 @@ def refuse_for_fusion(settings: TrainSettings) -> None:
     """Settings that only task expert can follow."""
     if settings.task == "expert":
         return
-    if settings.task == "distil" and settings.data.degrade is None and settings.data.scale == 4:
+    if settings.task == "distil" and settings.data.degrade is None:
         return
     if settings.data.degrade is not None:
         raise Refusal(
@@ -62,8 +62,6 @@ def refuse_for_fusion(settings: TrainSettings) -> None:
             where="data.degrade",
             cure="train the experts with it, or extract a cache from degraded LR images",
         )
-    if settings.data.scale != 4:
-        raise Refusal(f"is {settings.data.scale}; fusion is of 4x experts", where="data.scale", cure="set it to 4")
     if settings.network.start_new:
         raise Refusal("is for experts; a fusion model fits whole", where="network.start_new", cure="leave it out")
 

@@ -13,7 +13,6 @@ import torch
 
 from fusion.training.sources.batch import TrainBatch
 from fusion.training.sources.folder import FolderSource, RawPairs
-from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +46,7 @@ class LiveSource:
     ) -> None:
         data = settings.data.model_copy(update={"patch": settings.data.patch + 2 * CONTEXT})
         self._folder = FolderSource(settings.model_copy(update={"data": data}), rank, world)
-        self._slots, self._run_experts = slots, run_experts
+        self._slots, self._run_experts, self._scale = slots, run_experts, settings.data.scale
         self.expert_specs: Mapping[str, dict[str, Any]] = expert_specs or {}
 
     @property
@@ -55,6 +54,11 @@ class LiveSource:
         """The images and the experts."""
         experts = ",".join(f"{slot.name}:{slot.sha256}" for slot in self._slots)
         return f"{self._folder.fingerprint}/{experts}"
+
+    @property
+    def scale(self) -> int:
+        """As the settings have it; whoever opened the experts has held theirs against it."""
+        return self._scale
 
     @property
     def slots(self) -> tuple[ExpertSlot, ...]:
@@ -93,9 +97,10 @@ class LiveSource:
 
 
 def _without_context(batch: TrainBatch) -> TrainBatch:
-    """Every tensor without its outer ring: `CONTEXT` pixels at LR size, four times as many at HR size."""
+    """Every tensor without its outer ring: `CONTEXT` pixels at LR size, times their scale at HR size."""
     assert batch.sr_BECHW is not None
-    small, large = slice(CONTEXT, -CONTEXT), slice(CONTEXT * SCALE, -CONTEXT * SCALE)
+    scale = batch.hr_BCHW.shape[-1] // batch.lr_BCHW.shape[-1]
+    small, large = slice(CONTEXT, -CONTEXT), slice(CONTEXT * scale, -CONTEXT * scale)
     return TrainBatch(
         items=batch.items,
         lr_BCHW=batch.lr_BCHW[..., small, small].contiguous(),

@@ -54,7 +54,7 @@ class TeacherSource(FolderSource):
         return self._image_of[item]
 
     def taught(self, item: str) -> Tensor:
-        """A held-out item's image by the teacher: (1, 3, 4H, 4W), float32."""
+        """A held-out item's image by the teacher: (1, 3, sH, sW), float32."""
         return self._taught[item].float()[None] / 255
 
     def _read(self, settings: TrainSettings) -> tuple[list[Pair], list[Pair], str]:

@@ -64,7 +64,7 @@ class DistilTask:
             what = "one half of the held-out images chooses the weights, the other judges: 1 image is no two halves"
             raise Refusal(what, where="data.hold_out", cure="hold out at least 2 images")
         self._settings, self._student = settings, student
-        self._rival = rival or Rival(BICUBIC, _bicubic)
+        self._rival = rival or Rival(BICUBIC, self._bicubic)
         self.network = student.network
         self.source = TeacherSource(settings, rank, world)
         self._by_rival: dict[str, Tensor] = {}
@@ -146,7 +146,7 @@ class DistilTask:
                 self._by_rival[item] = self._rival.run(batch.lr_BCHW).cpu()
             table.add(self._rival.name, item, self._by_rival[item], hr_BCHW)
             if self._rival.name != BICUBIC:
-                table.add(BICUBIC, item, _bicubic(batch.lr_BCHW), hr_BCHW)
+                table.add(BICUBIC, item, self._bicubic(batch.lr_BCHW), hr_BCHW)
         return table
 
     def _run(self, network: nn.Module, batch: TrainBatch) -> Tensor:
@@ -155,6 +155,5 @@ class DistilTask:
             answer = self._student.run(network, batch.lr_BCHW.to(device))
         return (answer[0] if isinstance(answer, tuple) else answer).float().cpu()
 
-
-def _bicubic(lr_BCHW: Tensor) -> Tensor:
-    return resize_bicubic(lr_BCHW, scale=4)
+    def _bicubic(self, lr_BCHW: Tensor) -> Tensor:
+        return resize_bicubic(lr_BCHW, scale=self._settings.data.scale)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from cache_tools.format.location import parse_location
+from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.network.base.fit import fit_base
 from fusion.network.interface import TrainingRecord
 from fusion.network.network import FusionSR
@@ -33,11 +35,15 @@ _PHASES = ("bands", "cross_band", "collaboration", "hierarchy", "gating", "refin
 def main(arguments: Sequence[str]) -> int:
     """Fit, write."""
     parser = argparse.ArgumentParser(prog="python -m fusion fit-base", description=__doc__)
-    parser.add_argument("cache", type=Path, help="a cache with HR images, see `python -m cache_tools extract`")
+    parser.add_argument(
+        "cache", type=parse_location, help="a cache with HR images, see `python -m cache_tools extract`"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model, as .safetensors")
     parser.add_argument("--note", default="", help="kept in the model: for example what the images are")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_local_cache_arguments(parser)
     words = parser.parse_args(arguments)
+    set_local_cache(words)
     model = fit_model(words.cache, words.note)
     save_model(model, words.out)
     base = model.base.record
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def fit_model(cache: Path, note: str = "") -> FusionSR:
+def fit_model(cache: Path | str, note: str = "") -> FusionSR:
     """Every upright item of the cache but one (sources hold out at least that) -> a model whose output is the base."""
     document = {"task": "fusion", "run": ".", "steps": 1, "network": {"name": "fusion"}}
     settings = parse_settings(
@@ -65,7 +71,7 @@ def fit_model(cache: Path, note: str = "") -> FusionSR:
     base = fit_base(items, names, border=source.fit_border, source=source.fingerprint)
     off = {phase: {"enabled": False} for phase in _PHASES}
     slots = [slot.model_copy(update={"channels": 0}).model_dump() for slot in source.slots]
-    fusion = parse_settings(FusionSettings, {**off, "experts": slots}, where="fit-base")
+    fusion = parse_settings(FusionSettings, {**off, "experts": slots, "scale": source.scale}, where="fit-base")
     record = TrainingRecord(
         verdict="base", details={"note": note} if note else {}, expert_specs=dict(source.expert_specs)
     )

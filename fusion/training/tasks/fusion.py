@@ -68,7 +68,8 @@ class FusionTask:
                 "data.hold_out=%d or more, of at least twice as many images, lets it decide",
                 *(judging, FEWEST_IMAGES, 2 * FEWEST_IMAGES),
             )
-        document = {**settings.network.settings, "experts": [slot.model_dump() for slot in source.slots]}
+        slots = [slot.model_dump() for slot in source.slots]
+        document = {**settings.network.settings, "experts": slots, "scale": source.scale}
         fusion = parse_settings(FusionSettings, document, where="network.settings")
         statistics = initial_statistics_of(source, settings.run) if base is None else None
         torch.manual_seed(initial_weights_seed(settings.network, settings.seed))

@@ -101,6 +101,6 @@ def _measure(source: FusionSource) -> InitialStatistics:
 
 
 def _items(batch: TrainBatch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each image of a batch by itself: the experts' (E, 3, 4H, 4W), the truth (3, 4H, 4W), the LR (3, H, W)."""
+    """Each image of a batch by itself: the experts' (E, 3, sH, sW), the truth (3, sH, sW), the LR (3, H, W)."""
     assert batch.sr_BECHW is not None
     return zip(batch.sr_BECHW, batch.hr_BCHW, batch.lr_BCHW, strict=True)
