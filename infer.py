@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from experts.spec import Expert, Precision
     from fusion.inference.ensemble import RunExpert
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner
 
 log = logging.getLogger(__name__)
 FOLDER_MARGIN = 0  # images from folders need no surroundings
@@ -83,7 +83,7 @@ def command_line(arguments: Sequence[str]) -> int:
     return carry_out(request, *open_all(words))
 
 
-def open_all(words: argparse.Namespace) -> tuple[Ensemble, Refiner | None]:
+def open_all(words: argparse.Namespace) -> tuple[Ensemble, AnyRefiner | None]:
     """The experts, the fusion model and the refiner of a command line, on this machine's device."""
     device = words.device or best_device()
     refiner = None

@@ -35,6 +35,7 @@ from fusion.training.tasks.distil import DistilTask, Rival, Student
 from fusion.training.tasks.expert import ExpertTask
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.networks import NetworkKind, build_network, initial_weights_seed
+from fusion.training.tasks.refiner import RefinerTask
 from imaging.command import DONE, REFUSED, print_json, run
 from imaging.device import best_device
 from imaging.paths import find_shipped
@@ -161,6 +162,8 @@ def make_task(settings: TrainSettings, live: bool, rank: int, world: int, *, tru
         return ExpertTask(settings, NETWORKS, rank, world)
     if settings.task == "distil":
         return DistilTask(settings, make_student(settings), make_rival(settings), rank, world)
+    if settings.task == "refiner":
+        return RefinerTask(settings, rank, world)
     if live:
         return FusionTask(settings, live_source(settings, rank, world, trust_code=trust_code))
     return FusionTask(settings, CacheSource(settings, rank, world))
@@ -237,12 +240,8 @@ def _parser() -> argparse.ArgumentParser:
         "--probe", type=float, metavar="SECONDS", help="time steps for so long, print JSON, keep nothing"
     )
     parser.add_argument("--pace", type=_counts, metavar="STEPS[,LIVE]", help="time steps, print JSON, keep nothing")
-    parser.add_argument(
-        "--fit-budget",
-        type=Path,
-        metavar="MODEL",
-        help="only fit the budget model (budget.json) of this finished model",
-    )
+    help_text = "only fit the budget model (budget.json) of this finished model"
+    parser.add_argument("--fit-budget", type=Path, metavar="MODEL", help=help_text)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     return parser
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "ablate": ("fusion.evaluation.ablate", "train variants of a config under one budget and compare them"),
     "train-all": ("fusion.train_all.train_all", "train all experts and their fusion within a time budget"),
     "distil": ("fusion.distillation.command", "train one small network on an ensemble's images"),
+    "render": ("fusion.distillation.render", "an ensemble's images into a cache, for distil and the refiner"),
     "doctor": ("fusion.evaluation.doctor", "check a model and print what it is made of"),
     "submit": ("fusion.inference.report.submission", "check a folder of outputs and pack it for a challenge"),
     "fit-base": ("fusion.training.tasks.fit_base", "fit the base alone: a fusion without training, in one pass"),
@@ -30,6 +31,8 @@ COMMANDS = {
     "bench-budget": ("benchmarks.inference.budget", "measure a budget's curve of quality over cost by infer.py"),
     "bench-pareto": ("benchmarks.inference.pareto", "quality over CPU time of all experts and presets here"),
     "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
+    "bench-refine": ("benchmarks.inference.refinement", "measure the native refiner on benchmarks, at every strength"),
+    "show-refine": ("benchmarks.inference.refinement_crops", "a picture of crops: bicubic, fused, refined, truth"),
     "calibrate-look": ("benchmarks.inference.calibrate_input_check", "measure when inputs are warned about"),
     "export": ("fusion.export.command", "an ensemble with its fusion as one ONNX file"),
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),
@@ -86,28 +89,38 @@ def export(arguments: Sequence[str]) -> int:
     return export_main(arguments, open_ensemble=open_ensemble)
 
 
-def distil(arguments: Sequence[str]) -> int:
-    """As `serve`; the teacher's images go through cache_tools, the student is built and trained as train.py does."""
+def render_teacher(options: Namespace, out: Path, *, device: str) -> Path:
+    """The ensemble of a command line, its images into a cache of cache_tools."""
     import infer
-    import train
     from championship_sr.teacher import EnsembleExpert, render, with_cached_experts
-    from experts.catalog import load_catalog
     from experts.words import split_words
-    from fusion.distillation.command import main as distil_main
     from fusion.inference.ensemble import EIGHTFOLD, PLAIN
 
-    def render_teacher(options: Namespace, out: Path, *, device: str) -> Path:
-        ensemble = infer.build(
-            options.model,
-            split_words(options.experts) if options.experts else None,
-            device=device,
-            config=options.catalog,
-            trust_code=options.trust_code,
-        )
-        if options.cache is not None:
-            ensemble = with_cached_experts(ensemble, options.cache)
-        teacher = EnsembleExpert(ensemble, turns=EIGHTFOLD if options.tta else PLAIN)
-        return render(teacher, out, hr=options.hr, lr=options.lr, regions=options.regions)
+    ensemble = infer.build(
+        options.model,
+        split_words(options.experts) if options.experts else None,
+        device=device,
+        config=options.catalog,
+        trust_code=options.trust_code,
+    )
+    if options.cache is not None:
+        ensemble = with_cached_experts(ensemble, options.cache)
+    teacher = EnsembleExpert(ensemble, turns=EIGHTFOLD if options.tta else PLAIN)
+    return render(teacher, out, hr=options.hr, lr=options.lr, regions=options.regions)
+
+
+def render_images(arguments: Sequence[str]) -> int:
+    """As `serve`; the images go through cache_tools."""
+    from fusion.distillation.render import main as render_main
+
+    return render_main(arguments, render=render_teacher)
+
+
+def distil(arguments: Sequence[str]) -> int:
+    """As `render`; the student is built and trained as train.py does."""
+    import train
+    from experts.catalog import load_catalog
+    from fusion.distillation.command import main as distil_main
 
     return distil_main(
         arguments,
@@ -117,7 +130,7 @@ def distil(arguments: Sequence[str]) -> int:
     )
 
 
-FRONT_DOORS = {"serve": serve, "export": export, "distil": distil}
+FRONT_DOORS = {"serve": serve, "export": export, "distil": distil, "render": render_images}
 
 if __name__ == "__main__":
     sys.exit(run(main))

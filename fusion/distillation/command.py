@@ -12,17 +12,16 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from cache_tools.format.location import parse_location
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
-from fusion.inference.model_selection import DEFAULT
+from fusion.distillation.render import add_teacher_arguments, check_images
 from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import at_cache_scale
 from imaging.atomic import atomic_path
 from imaging.command import DONE, FAILURES_LISTED, print_json
-from imaging.device import AUTO, choose_device
+from imaging.device import choose_device
 from imaging.hashes import file_sha256
 from imaging.paths import find_shipped
 from imaging.refusal import Refusal
@@ -31,20 +30,13 @@ from imaging.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fusion.distillation.render import Render
     from fusion.training.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
 CONFIG = Path("configs/distil_fast.yaml")
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-
-
-class Render(Protocol):
-    """Opens the teacher and renders its images into a cache; only a front door can."""
-
-    def __call__(self, options: argparse.Namespace, out: Path, *, device: str) -> Path:
-        """The words of the command line -> the cache."""
-        ...
 
 
 def main(
@@ -60,8 +52,7 @@ def main(
     out: Path = options.out
     if out.suffix != ".safetensors":
         raise Refusal("is not a .safetensors name", where=out, cure="name the output FILE.safetensors")
-    if bool(options.hr) == bool(options.lr):
-        raise Refusal("needs images", where="fusion distil", cure="give --hr DIR or --lr DIR, as often as wanted")
+    check_images(options, "fusion distil")
     work: Path = options.work or out.with_name(f"{out.stem}_distil")
     settings = _settings(options, work, is_expert)  # before the rendering: a mistyped setting costs nothing
     render(options, work / "teacher", device=choose_device(options.device))
@@ -106,31 +97,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fusion distil", description=__doc__)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="section.key=value", help="settings of the training to change")
-    add("--model", default=DEFAULT, help="the teacher, as infer.py --model: a preset, a run, none with --experts")
-    add("--experts", help="as infer.py --experts: a,b,c")
-    add("--hr", type=Path, action="append", default=[], metavar="DIR", help="true images; may be repeated")
-    add("--lr", type=Path, action="append", default=[], metavar="DIR", help="unlabelled LR images; may be repeated")
-    add(
-        "--cache",
-        type=parse_location,
-        metavar="CACHE",
-        help="a cache that holds the teacher's experts on these images already",
-    )
+    add_teacher_arguments(parser)
     add("--student", metavar="FILE|ARCH", help="a weights file or an expert to go on from; or SPAN, MSG, EDSR, ...")
     add("--out", type=Path, required=True, metavar="FILE.safetensors")
     add("--config", type=Path, default=CONFIG, help=f"the training's plan ({CONFIG})")
     add("--work", type=Path, metavar="DIR", help="where cache and run are kept (FILE_distil beside --out)")
-    add("--tta", action="store_true", help="the teacher's images are means over eight turns, at eight times the cost")
-    add(
-        "--regions",
-        type=int,
-        default=0,
-        metavar="N",
-        help="N sampled regions of 128 LR pixels per image, not all of it",
-    )
-    add("--device", default=AUTO, help="where the teacher runs (the training: device=...)")
-    add("--catalog", type=Path, metavar="FILE", help="a YAML file with further experts")
-    add("--trust-code", action="store_true", help="run the Python file of a code: expert")
     add("--json", action="store_true", help="print one JSON document")
     add_local_cache_arguments(parser)
     return parser.parse_args(arguments)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from fusion.inference.memory import TileCost
     from fusion.inference.report.page import ReportImage
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Collected:
         warn_about([one.job.input for one in self.sized])
 
 
-def carry_out(request: Request, ensemble: Ensemble, refiner: Refiner | None = None) -> int:
+def carry_out(request: Request, ensemble: Ensemble, refiner: AnyRefiner | None = None) -> int:
     """The exit code: 0 done, 1 failures listed; what cannot be done at all is a Refusal."""
     ensemble = with_refiner(ensemble, refiner)
     if request.verify is not None:
@@ -179,7 +179,7 @@ def _forecast(
     refused: Sequence[tuple[ImageJob, Refusal]],
     tile: int,
     cost: TileCost | None,
-    refiner: Refiner | None,
+    refiner: AnyRefiner | None,
 ) -> int:
     turns = len(EIGHTFOLD) if request.options.tta else 1
     document = forecast.forecast(sized, ensemble, tile, turns, cost, request.options.size)

@@ -11,7 +11,8 @@ from fusion.inference.command import Request
 from fusion.inference.jobs import AUTO
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.options import Options, OutputSize
-from fusion.refinement.presets import COLOURS, PRESETS, Blend, preset_of
+from fusion.refinement.native.run import DEFAULT_SEED
+from fusion.refinement.presets import COLOURS, REFINERS, Blend, NativePreset, preset_of
 from imaging.cluster.options import add_engine_arguments
 from imaging.command import parse_shard
 from imaging.files import WRITTEN
@@ -70,12 +71,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-loss", type=float, metavar="DB", help="spend as little as costs no more than this, as predicted")
     add("--budget-model", "--budget-head", type=Path, metavar="FILE", help="instead of the model's own budget.json")
     add = parser.add_argument_group("refinement by a diffusion model (perception against fidelity)").add_argument
-    add("--refine", metavar="NAME", help=f"{' or '.join(PRESETS)}; needs the extra 'diffusion'")
-    add("--refine-model", metavar="DIR|ID", help="the base model: a folder as diffusers writes it, or a Hub id")
+    add("--refine", metavar="NAME", help=f"{' or '.join(REFINERS)}; needs the extra 'diffusion'")
+    add(
+        "--refine-model",
+        metavar="DIR|ID",
+        help="the base model: a folder as diffusers writes it, or a Hub id; native: a file",
+    )
     add("--refine-lora", type=Path, metavar="DIR", help="the method's LoRA files and prompt tensors")
     add("--refine-strength", type=float, metavar="S", help="0: fused image untouched; 1 (default): refined image")
     add("--refine-colour", choices=COLOURS, help="colour fix; default: the preset's")
-    add("--refine-seed", type=int, metavar="N", help="draw from the VAE's posterior; default: its mode")
+    add(
+        "--refine-seed",
+        type=int,
+        metavar="N",
+        help="draw from the VAE's posterior, default its mode; native: other texture, 0",
+    )
     add_engine_arguments(parser)
     add = parser.add_argument_group("reporting").add_argument
     add("--report", action="store_true", help="write OUT/report.html")
@@ -137,14 +147,17 @@ def _blend(words: argparse.Namespace) -> Blend | None:
         stray = [one for one in details if getattr(words, one) is not None]
         if stray:
             name = f"--{stray[0].replace('_', '-')}"
-            raise Refusal(f"{name} without --refine", where="command line", cure=f"add --refine {'|'.join(PRESETS)}")
+            raise Refusal(f"{name} without --refine", where="command line", cure=f"add --refine {'|'.join(REFINERS)}")
         return None
     preset = preset_of(words.refine)
-    if words.refine_model is None:
+    if words.refine_model is None and not isinstance(preset, NativePreset):
         cure = f"add --refine-model with a folder or Hub id of {preset.page} (LoRA: {preset.lora_page})"
         raise Refusal(f"--refine {words.refine} needs a base model", where="command line", cure=cure)
     strength = 1.0 if words.refine_strength is None else words.refine_strength
-    return Blend(strength, words.refine_colour or preset.colour, words.refine_seed)
+    seed = words.refine_seed
+    if seed is None and isinstance(preset, NativePreset):
+        seed = DEFAULT_SEED
+    return Blend(strength, words.refine_colour or preset.colour, seed)
 
 
 def _size(words: argparse.Namespace) -> OutputSize:

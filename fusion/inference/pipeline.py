@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fusion.inference.jobs import ImageJob, Sized
     from fusion.inference.options import Options
     from fusion.inference.upscale import Collector
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Pipeline:
         tile: int,
         collector: Collector | None = None,
         runner: BudgetRunner | None = None,
-        refiner: Refiner | None = None,
+        refiner: AnyRefiner | None = None,
         turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         """`turn` is entered for each tile, by those who let two pipelines take turns on one device."""

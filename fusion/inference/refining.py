@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fusion.inference.jobs import RunResult, Sized
     from fusion.inference.source import Source
     from fusion.inference.upscale import ImageCollector
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner
     from fusion.refinement.presets import Blend
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 HOST_BYTES_PER_PIXEL = 10 * 12
 
 
-def with_refiner(ensemble: Ensemble, refiner: Refiner | None) -> Ensemble:
+def with_refiner(ensemble: Ensemble, refiner: AnyRefiner | None) -> Ensemble:
     """The ensemble with the refiner in its identity: what is made carries it, and is verified against it."""
     if refiner is None:
         return ensemble
@@ -47,7 +47,7 @@ def with_refiner(ensemble: Ensemble, refiner: Refiner | None) -> Ensemble:
 class Refining:
     """Refines one image after the other; guard measures and events go into the run's result."""
 
-    refiner: Refiner
+    refiner: AnyRefiner
     how: Blend
     result: RunResult
 
@@ -75,7 +75,7 @@ class Refining:
         log.warning("%s", event)
 
 
-def forecast_refinement(refiner: Refiner, sized: Sequence[Sized]) -> dict[str, Any]:
+def forecast_refinement(refiner: AnyRefiner, sized: Sequence[Sized]) -> dict[str, Any]:
     """For the dry run: calls of the diffusion model's parts, and the host's memory for the largest image."""
     sides = [(SCALE * one.height, SCALE * one.width) for one in sized]
     return {

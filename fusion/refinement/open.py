@@ -15,7 +15,9 @@ import torch
 from fusion.refinement.conditions import find_conditions, load_conditions, text_files
 from fusion.refinement.locate import VAE, check_base, locate, weights_of
 from fusion.refinement.lora import find_loras, fuse_loras
-from fusion.refinement.presets import preset_of
+from fusion.refinement.native.network import EXTRA_CURE
+from fusion.refinement.native.open import NativeRefiner, open_native
+from fusion.refinement.presets import NativePreset, preset_of
 from fusion.refinement.step import update_of
 from imaging.hashes import file_sha256
 from imaging.refusal import Refusal
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXTRA = ("diffusers", "peft", "transformers")
-_CURE = "pip install 'championship-sr[diffusion]'"
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,26 @@ class Refiner:
     identity: Mapping[str, Any]
 
 
+AnyRefiner = Refiner | NativeRefiner
+
+
 def diffusion_installed() -> bool:
     """Is the extra installed? Imports nothing."""
     return all(find_spec(name) is not None for name in EXTRA)
 
 
-def open_refiner(preset: str, model: str, lora: Path | None, device: torch.device) -> Refiner:
-    """Check, load, fuse the LoRA; bf16 (or fp16) on CUDA, float32 elsewhere."""
+def open_refiner(preset: str, model: str | None, lora: Path | None, device: torch.device) -> AnyRefiner:
+    """Check, load, fuse the LoRA; bf16 (or fp16) on CUDA, float32 elsewhere. The native refiner is float32."""
     chosen = preset_of(preset)
     _require_extra()
+    if isinstance(chosen, NativePreset):
+        if lora is not None:
+            cure = "leave it out: --refine-model FILE names other weights of the native refiner"
+            raise Refusal("--refine native takes no LoRA", where="command line", cure=cure)
+        return open_native(model, device)
+    if model is None:
+        cure = f"add --refine-model with a folder or Hub id of {chosen.page} (LoRA: {chosen.lora_page})"
+        raise Refusal(f"--refine {preset} needs a base model", where="command line", cure=cure)
     folder = locate(model, chosen)
     check_base(folder, chosen)
     loras = [] if lora is None else find_loras(chosen, lora)
@@ -104,7 +116,7 @@ def precision_on(device: torch.device) -> torch.dtype:
 def _require_extra() -> None:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
-        raise Refusal(f"diffusion refinement needs {', '.join(missing)}", where="--refine", cure=_CURE)
+        raise Refusal(f"diffusion refinement needs {', '.join(missing)}", where="--refine", cure=EXTRA_CURE)
 
 
 def _load_parts(preset: Preset, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -114,7 +126,7 @@ def _load_parts(preset: Preset, folder: Path, dtype: torch.dtype) -> dict[str, A
         classes = {name: getattr(diffusers, name) for name in (preset.model_class, "AutoencoderKL")}
     except (ImportError, RuntimeError, AttributeError) as error:  # diffusers imports its parts when they are named
         first = " ".join(str(error).split())[:200]
-        raise Refusal(f"diffusers cannot be imported ({first})", where="--refine", cure=_CURE) from error
+        raise Refusal(f"diffusers cannot be imported ({first})", where="--refine", cure=EXTRA_CURE) from error
     kinds = {"model": (preset.model_class, preset.subfolder), "vae": ("AutoencoderKL", VAE)}
     return {part: _load(classes[kind], folder, sub, dtype) for part, (kind, sub) in kinds.items()}
 

@@ -114,17 +114,40 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_of(name: str) -> Preset:
+@dataclass(frozen=True)
+class NativePreset:
+    """The refiner that is trained here. Tiles and margins in LR pixels; the network says its own margin and multiple
+    when it is opened."""
+
+    title: str
+    file: str  # in the folder of pretrained weights
+    tile: int
+    colour: Colour
+    margin: int = 32
+    multiple: int = 2
+
+
+NATIVE = NativePreset(
+    title="native: a UNet at LR size, one flow step",
+    file="refiner.safetensors",
+    tile=256,
+    colour="wavelet",
+)
+REFINERS: dict[str, Preset | NativePreset] = {"native": NATIVE, **PRESETS}
+
+
+def preset_of(name: str) -> Preset | NativePreset:
     """By name; a mistyped one is refused."""
-    if name not in PRESETS:
-        raise Refusal(f"no refiner '{name}'", where="--refine", cure=nearest(name, PRESETS))
-    return PRESETS[name]
+    if name not in REFINERS:
+        raise Refusal(f"no refiner '{name}'", where="--refine", cure=nearest(name, REFINERS))
+    return REFINERS[name]
 
 
 @dataclass(frozen=True)
 class Blend:
     """How a refiner is applied. `strength` 0 leaves the image alone, 1 takes the refined one (the seed's alpha is
-    1 - strength). `seed` None takes the mode of the VAE's posterior, a number draws from it."""
+    1 - strength). `seed` None takes the mode of the VAE's posterior, a number draws from it; the native refiner, which
+    has no VAE, takes None as 0."""
 
     strength: float = 1.0
     colour: Colour = "wavelet"

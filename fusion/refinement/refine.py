@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from fusion.refinement.guard import fix_colour, hold_low_band, measure
+from fusion.refinement.native.open import NativeRefiner
+from fusion.refinement.native.run import change_of, count_native_tiles
+from fusion.refinement.presets import NativePreset
 from fusion.refinement.step import predict
 from fusion.refinement.tiles import Tiling, run_tiled
 from imaging.device import is_out_of_memory
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner, Refiner
     from fusion.refinement.presets import Blend, Colour, Preset
 
     # (tiles done, tiles in all); what it raises passes through, which is how a run is cancelled
@@ -45,7 +48,7 @@ class Refined:
 
 
 def refine(
-    refiner: Refiner,
+    refiner: AnyRefiner,
     fused_CHW: Tensor,
     lr_CHW: Tensor | None,
     how: Blend,
@@ -55,31 +58,47 @@ def refine(
     """At strength 0 the fused image itself, bit for bit, without running the model."""
     image_CHW = fused_CHW
     if how.strength > 0:
-        painted_CHW = repaint(refiner, fused_CHW, how.colour, how.seed, tick, warn)
+        painted_CHW = repaint(refiner, fused_CHW, how.colour, how.seed, tick, warn, lr_CHW=lr_CHW)
         image_CHW = blend(fused_CHW, painted_CHW, how.strength)
     return Refined(image_CHW, measure(image_CHW, fused_CHW, lr_CHW))
 
 
 @torch.no_grad()
 def repaint(
-    refiner: Refiner,
+    refiner: AnyRefiner,
     fused_CHW: Tensor,
     colour: Colour,
     seed: int | None = None,
     tick: Tick | None = None,
     warn: Callable[[str], object] = log.warning,
+    *,
+    lr_CHW: Tensor | None = None,
 ) -> Tensor:
-    """The refined image at full strength; with the colour fix `wavelet` its low band is the fused image's."""
-    work = _Work(refiner, _Progress(count_tiles(refiner.preset, *fused_CHW.shape[-2:]), tick), warn)
+    """The refined image at full strength; with the colour fix `wavelet` its low band is the fused image's.
+
+    Only the native refiner looks at the LR image.
+    """
+    progress = _Progress(count_tiles(refiner.preset, *fused_CHW.shape[-2:]), tick)
+    if isinstance(refiner, NativeRefiner):
+        painted_CHW = fused_CHW + change_of(refiner, fused_CHW, lr_CHW, seed, progress, warn)
+    else:
+        painted_CHW = _decoded(refiner, fused_CHW, seed, progress, warn)
+    fixed_CHW = fix_colour(colour, painted_CHW, fused_CHW)
+    return hold_low_band(fixed_CHW, fused_CHW) if colour == "wavelet" else fixed_CHW
+
+
+def _decoded(
+    refiner: Refiner, fused_CHW: Tensor, seed: int | None, progress: _Progress, warn: Callable[[str], object]
+) -> Tensor:
+    """Through the VAE and the diffusion model between its halves."""
+    work = _Work(refiner, progress, warn)
     padded_CHW = _padded(fused_CHW.clamp(0, 1), refiner.preset.multiple)
     moments_Chw = work.encode(padded_CHW)
     latent_Chw = draw(moments_Chw, seed) * refiner.preset.scale
     prediction_Chw = work.predict(latent_Chw)
     clean_Chw = refiner.update(latent_Chw, prediction_Chw)
     decoded_CHW = work.decode(clean_Chw / refiner.preset.scale)
-    painted_CHW = decoded_CHW[:, : fused_CHW.shape[-2], : fused_CHW.shape[-1]].clamp(0, 1)
-    fixed_CHW = fix_colour(colour, painted_CHW, fused_CHW)
-    return hold_low_band(fixed_CHW, fused_CHW) if colour == "wavelet" else fixed_CHW
+    return decoded_CHW[:, : fused_CHW.shape[-2], : fused_CHW.shape[-1]].clamp(0, 1)
 
 
 def blend(fused_CHW: Tensor, painted_CHW: Tensor, strength: float) -> Tensor:
@@ -96,8 +115,10 @@ def draw(moments_Chw: Tensor, seed: int | None) -> Tensor:
     return mean_Chw + torch.exp(spread_Chw.clamp(-30, 20) / 2) * noise_Chw
 
 
-def count_tiles(preset: Preset, height: int, width: int) -> int:
+def count_tiles(preset: Preset | NativePreset, height: int, width: int) -> int:
     """How many calls of the VAE's encoder, the model and the decoder an image of that size takes."""
+    if isinstance(preset, NativePreset):
+        return count_native_tiles(preset, height, width)
     sides = [-(-side // preset.multiple) * preset.multiple // LATENT for side in (height, width)]
     model, vae = _tilings(preset)
     return model.count(*sides) + 2 * vae.count(*sides)

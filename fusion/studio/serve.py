@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion.inference.model_selection import DEFAULT
-from fusion.refinement.presets import PRESETS
+from fusion.refinement.presets import PRESETS, REFINERS, NativePreset, preset_of
 from fusion.studio.folders import Folders
 from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelSettings, RefinerSettings
 from fusion.studio.jobs.job_queue import JobQueue
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
         raise Refusal("gradio is not installed", where="python -m fusion serve", cure=cure)
     limits = Limits(options.max_mb, options.max_pixels, options.max_images)
     folders = Folders.of(options.caches, options.runs)
-    refiner = _refiner_settings(options)
+    refiner = refiner_settings(options)
     experts = tuple(options.experts.split(",")) if options.experts else None
     with (
         tempfile.TemporaryDirectory(prefix="studio-") as folder,
@@ -74,8 +74,11 @@ def main(arguments: Sequence[str], *, build: BuildEnsemble) -> int:
     return DONE
 
 
-def _refiner_settings(options: argparse.Namespace) -> RefinerSettings | None:
+def refiner_settings(options: argparse.Namespace) -> RefinerSettings | None:
+    """What the command line says of a refiner; None where it names none."""
     if options.refine_model is None:
+        if options.refine is not None and isinstance(preset_of(options.refine), NativePreset):
+            return RefinerSettings(options.refine, None, options.refine_lora)
         if options.refine is not None or options.refine_lora is not None:
             raise Refusal("needs a base model", where="--refine", cure="add --refine-model with a folder or Hub id")
         return None
@@ -135,7 +138,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     budget_help = "what `python -m fusion fit-budget` wrote: offers budgets"
     add("--budget-model", "--budget-head", type=Path, metavar="FILE", help=budget_help)
     default_preset = next(iter(PRESETS))
-    add("--refine", metavar="NAME", help=f"{' or '.join(PRESETS)}; default: {default_preset}")
+    add("--refine", metavar="NAME", help=f"{' or '.join(REFINERS)}; default: {default_preset}")
     add("--refine-model", metavar="DIR|ID", help="a diffusion model: offers refinement; needs the extra 'diffusion'")
     add("--refine-lora", type=Path, metavar="DIR", help="the method's LoRA files and prompt tensors")
     add = parser.add_argument_group("folders to show; nothing outside them is read").add_argument

@@ -162,6 +162,12 @@ class DistilSettings(Settings):
     gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
+class RefinerTaskSettings(Settings):
+    """Only for task refiner: the share of LPIPS between two seeds that is given back to the distance to the truth."""
+
+    diversity: Share = Field(default=0.9, ge=0, le=1)
+
+
 class ValidationSettings(Settings):
     """Every so many steps, on whole held-out images; `watch`: further HR folders, scored only."""
 
@@ -198,7 +204,7 @@ class LogSettings(Settings):
 class TrainSettings(Settings):
     """One training run."""
 
-    task: Literal["fusion", "expert", "distil"]
+    task: Literal["fusion", "expert", "distil", "refiner"]
     run: Path
     steps: PositiveInt
     seed: int = Field(default=0, ge=0)
@@ -218,6 +224,7 @@ class TrainSettings(Settings):
     adversarial: AdversarialSettings = AdversarialSettings()
     fusion: FusionTaskSettings = FusionTaskSettings()
     distil: DistilSettings = DistilSettings()
+    refiner: RefinerTaskSettings = RefinerTaskSettings()
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     export: ExportSettings = ExportSettings()

@@ -93,6 +93,7 @@ def test_end_to_end_with_lora_report_and_provenance(room: Path, tmp_path: Path) 
     assert page.count('alt="refined"') == 2
     assert page.count("grey levels (rms) from the input") == 2
     assert "<th>refined</th>" in page
+    assert page.count('<label class="strength">') == 2
 
     same = ["--refine-lora", room / "lora", "--refine-seed", 3, "--verify", out / "a.png"]
     for changed, code in (

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import RunResult, Sized
     from fusion.inference.report.page import ReportImage
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner
 
-    OpenAll = Callable[[], tuple[Ensemble, Refiner | None]]
+    OpenAll = Callable[[], tuple[Ensemble, AnyRefiner | None]]
 
 
 @dataclass(frozen=True)

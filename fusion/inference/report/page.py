@@ -112,6 +112,7 @@ def _section(one: ReportImage, number: int) -> str:
     if refined is not None:
         left, name = (one.before_HWC, "bicubic") if fused is None else (fused, "fused")
         sliders.append(_slider(left, refined, name, "refined"))
+        sliders += [] if fused is None else [_strength(one.manifest)]
         sliders += [_guard(one.guard)] if one.guard else []
     experts = {name: picture for name, picture in one.pictures.items() if name not in ("fused", "refined")}
     facts = f"{width}&times;{height}, {one.seen['tiles']} tiles, {one.seen['seconds']:.2f} s"
@@ -139,6 +140,15 @@ def _slider(before_HWC: np.ndarray, after_HWC: np.ndarray, left: str, right: str
 <span class="tag left">{left}</span><span class="tag right">{right}</span>
 <input type="range" min="0" max="100" value="50" step="0.1" aria-label="{left} and {right}">
 </div>"""
+
+
+def _strength(manifest: dict[str, Any]) -> str:
+    """Below the pane: any strength up to that of the run, by laying the refined image over the fused one."""
+    most = manifest.get("options", {}).get("refine", {}).get("strength", 1)
+    return (
+        f'<label class="strength">strength <input type="range" min="0" max="{most}" step="0.01" value="{most}">'
+        f" <output>{most}</output></label>"
+    )
 
 
 def _guard(found: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.options import Options
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -55,7 +55,7 @@ class RefinerSettings(NamedTuple):
     """Which diffusion model may refine: --refine, --refine-model and --refine-lora of infer.py."""
 
     preset: str
-    model: str
+    model: str | None
     lora: Path | None
 
 
@@ -80,7 +80,7 @@ class EnsembleCache:
         open_experts: OpenExperts,
         wanted: Sequence[str] | None,
         budget_model: Path | None = None,
-        open_refiner: Callable[[torch.device], Refiner] | None = None,
+        open_refiner: Callable[[torch.device], AnyRefiner] | None = None,
     ) -> None:
         self._open_experts, self.budget_model = open_experts, budget_model
         self._open: OrderedDict[tuple[tuple[str, ...], Precision], Ensemble] = OrderedDict()
@@ -126,7 +126,7 @@ class EnsembleCache:
         self._open.move_to_end(key)
         return self._open[key]
 
-    def refiner_for(self, options: Options) -> Refiner | None:
+    def refiner_for(self, options: Options) -> AnyRefiner | None:
         """The refiner, where the options ask for refinement."""
         if options.refine is not None and self.refiner is None:
             cure = "start the studio with --refine-model"

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion.refinement.native.open import NativeRefiner
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from torch import Tensor
 
     from fusion.inference.ensemble import Answer, Ensemble, Fused, Place, RunExpert
-    from fusion.refinement.open import Refiner
+    from fusion.refinement.open import AnyRefiner
 
 FUSION, REFINEMENT = "fusion", "refinement"
 
@@ -74,8 +76,10 @@ class EnsembleProgress:
         experts = {name: self._timed(name, ask) for name, ask in ensemble.experts.items()}
         return replace(ensemble, experts=experts, fuse=fuse)
 
-    def wrap_refiner(self, refiner: Refiner) -> Refiner:
-        """The same for a refiner, whose model and VAE are called tile by tile."""
+    def wrap_refiner(self, refiner: AnyRefiner) -> AnyRefiner:
+        """The same for a refiner, whose model and VAE, where it has one, are called tile by tile."""
+        if isinstance(refiner, NativeRefiner):
+            return replace(refiner, model=_TimedNetwork(refiner.model, self))
         return replace(refiner, model=_TimedNetwork(refiner.model, self), vae=_TimedNetwork(refiner.vae, self))
 
     def _timed(self, name: str, ask: RunExpert) -> RunExpert:

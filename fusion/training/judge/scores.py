@@ -28,6 +28,10 @@ class ScoreTable:
         scores = self.rows[contender].values()
         return sum(s[0] for s in scores) / len(scores), sum(s[1] for s in scores) / len(scores)
 
+    def merit(self, contender: str) -> float:
+        """By what the best weights are chosen, higher is better: here PSNR."""
+        return self.mean(contender)[0]
+
     def text(self, judged: str) -> str:
         """The table as aligned text, the judged row marked, with its distance to every other row."""
         own = self.mean(judged)[0]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fusion.training.settings import CheckpointSettings
 
-Ranked = list[tuple[float, int]]  # (PSNR, step), best first
+Ranked = list[tuple[float, int]]  # (merit: PSNR, or what the task judges by; step), best first
 
 
 def best_path(folder: Path, step: int) -> Path:

@@ -164,12 +164,14 @@ def judge(
     network.eval()
     table = task.validate(network)
     log.info("after step %d\n%s", state.step, table.text(task.judged))
-    psnr = table.mean(task.judged)[0]
+    psnr, merit = table.mean(task.judged)[0], table.merit(task.judged)
 
     def write(path: Any) -> None:
         task.export(path, network.state_dict(), {"step": state.step, "psnr_y": psnr})
 
-    state.best = keep_best(state.best, psnr, state.step, most=settings.checkpoint.best, folder=folder.best, write=write)
+    state.best = keep_best(
+        state.best, merit, state.step, most=settings.checkpoint.best, folder=folder.best, write=write
+    )
     for journal in journals:
         journal.scalars({f"val/{name}/psnr_y": score["psnr_y"] for name, score in table.as_dict().items()}, state.step)
         if settings.log.images:

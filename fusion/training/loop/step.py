@@ -88,7 +88,7 @@ def accumulate_gradients(
         with nullcontext() if last else accelerator.no_sync(state.wrapped):
             with autocast(settings, accelerator.device):
                 predicted = task.predict(state.wrapped, part, state.step)
-            loss, values = losses(predicted.image_BCHW, part.hr_BCHW, weights, predicted.balance)
+            loss, values = losses(predicted.image_BCHW, part.hr_BCHW, weights, predicted.reported)
             if state.adversary is not None:
                 loss = loss + state.adversary.weigh(predicted.image_BCHW, state.step)
             state.scaler.scale(loss / count).backward()

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fusion.training.losses.registry import build_losses
+from fusion.training.losses.registry import REPORTED, build_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fusion.training.settings import Stage, TrainSettings
-
-BALANCE = "balance"  # not a comparison of images: the network reports it beside its image
 
 
 def weights_at(step: int, steps: int, stages: Sequence[Stage]) -> dict[str, float]:
@@ -38,7 +36,7 @@ class WeightedLosses(nn.Module):
         self.losses = nn.ModuleDict(losses)
 
     def forward(
-        self, sr_BCHW: Tensor, hr_BCHW: Tensor, weights: dict[str, float], balance: Tensor | None = None
+        self, sr_BCHW: Tensor, hr_BCHW: Tensor, weights: dict[str, float], reported: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Images -> the weighted sum and each loss by itself, for the log."""
         parts: dict[str, Tensor] = {}
@@ -46,9 +44,9 @@ class WeightedLosses(nn.Module):
         for name, weight in weights.items():
             if weight == 0:
                 continue
-            value = balance if name == BALANCE else self.losses[name](sr_BCHW, hr_BCHW)
-            if value is None:
-                raise ValueError("the curriculum weighs 'balance', but the network reports none")
+            if name in REPORTED and name not in reported:
+                raise ValueError(f"the curriculum weighs '{name}', but nothing reports it")
+            value = reported[name] if name in REPORTED else self.losses[name](sr_BCHW, hr_BCHW)
             parts[name] = value.detach()
             total = total + weight * value
         return total, parts
@@ -56,5 +54,5 @@ class WeightedLosses(nn.Module):
 
 def losses_of(settings: TrainSettings) -> WeightedLosses:
     """Every loss of a run's curriculum that compares images."""
-    names = [name for name in loss_names(settings.stages) if name != BALANCE]
+    names = [name for name in loss_names(settings.stages) if name not in REPORTED]
     return WeightedLosses(build_losses(names, settings.weights))

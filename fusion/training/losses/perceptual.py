@@ -99,6 +99,30 @@ class LPIPS(nn.Module):
         return self.model(sr_BCHW * 2 - 1, hr_BCHW * 2 - 1).mean()
 
 
+class LpipsFeatures(nn.Module):
+    """LPIPS among three images, each seen once: of two to a third, and of the two to one another."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.model: Any = load_lpips(path)
+
+    def forward(self, first_BCHW: Tensor, second_BCHW: Tensor, truth_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean of both distances to the truth, distance of the two), one number each."""
+        made = self._features(torch.cat([first_BCHW, second_BCHW]))
+        with torch.no_grad():
+            true = self._features(truth_BCHW)
+        near, apart = first_BCHW.new_zeros(()), first_BCHW.new_zeros(())
+        for both, truth, head in zip(made, true, self.model.lins, strict=True):
+            first, second = both.chunk(2)
+            near = near + (head((first - truth).square()).mean() + head((second - truth).square()).mean()) / 2
+            apart = apart + head((first - second).square()).mean()
+        return near, apart
+
+    def _features(self, image_BCHW: Tensor) -> list[Tensor]:
+        outputs = self.model.net(self.model.scaling_layer(image_BCHW * 2 - 1))
+        return [F.normalize(one, dim=1, eps=1e-10) for one in outputs]
+
+
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 

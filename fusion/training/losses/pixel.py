@@ -47,6 +47,23 @@ class Edge(nn.Module):
         return F.conv2d(difference_N1HW, self.get_buffer("kernels").to(difference_N1HW.dtype)).abs().mean()
 
 
+_AROUND = 9  # pixels a side: as far as an eye that looks for grain in a smooth area
+_FLAT = 2 / 255  # spread below which an area counts as flat, two grey levels
+
+
+class Flat(nn.Module):
+    """Mean absolute difference where the truth is flat: the local spread of its grey image weighs by a Gaussian."""
+
+    def forward(self, sr_BCHW: Tensor, hr_BCHW: Tensor) -> Tensor:
+        """Two images -> one number."""
+        grey_B1HW = hr_BCHW.mean(1, keepdim=True)
+        mean_B1HW, square_B1HW = (
+            F.avg_pool2d(one, _AROUND, 1, _AROUND // 2, count_include_pad=False) for one in (grey_B1HW, grey_B1HW**2)
+        )
+        variance_B1HW = (square_B1HW - mean_B1HW**2).clamp_min(0)
+        return (torch.exp(-variance_B1HW / _FLAT**2) * (sr_BCHW - hr_BCHW).abs()).mean()
+
+
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 

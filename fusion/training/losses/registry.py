@@ -1,6 +1,6 @@
 """Loss names -> how each is built and what file it needs; the only list of losses.
 
-`balance` is not here: it compares no images, the network itself reports it (fusion/training/losses/curriculum.py).
+What a network or a task reports itself is not built here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from fusion.training.losses.files import LossFile
 
+# No comparisons of one image with its truth: the network (balance) or the task (the others) reports them.
+REPORTED = frozenset({"balance", "flow", "texture", "mean"})
+
 
 @dataclass(frozen=True)
 class TrunkLoss:
@@ -36,6 +39,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "swt": frequency.SWT,
     "fft": frequency.FFT,
     "edge": pixel.Edge,
+    "flat": pixel.Flat,
 }
 TRUNKS: dict[str, TrunkLoss] = {
     "vgg": TrunkLoss(perceptual.VGG, perceptual.VGG_FILE),
@@ -50,6 +54,6 @@ def build_losses(names: Iterable[str], weights: Mapping[str, Path]) -> dict[str,
     known = {*PLAIN, *TRUNKS}
     for name in [*wanted, *weights]:
         if name not in known:
-            raise Refusal(f"unknown loss '{name}'", where="stages", cure=nearest(name, known | {"balance"}))
+            raise Refusal(f"unknown loss '{name}'", where="stages", cure=nearest(name, known | REPORTED))
     files = {name: TRUNKS[name].file.find(name, weights.get(name)) for name in wanted if name in TRUNKS}
     return {name: TRUNKS[name].build(files[name]) if name in TRUNKS else PLAIN[name]() for name in wanted}

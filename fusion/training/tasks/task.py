@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The network's output for a batch: the HR-size image, not clamped, and its load-balance term if it has one."""
+    """The network's output for a batch: the HR-size image, not clamped, its load-balance term if it has one, and terms
+    that the task reports itself, by the names by which stages weigh them."""
 
     image_BCHW: Tensor
     balance: Tensor | None = None
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def reported(self) -> dict[str, Tensor]:
+        """Everything that is weighed and compares no two images."""
+        return dict(self.terms) if self.balance is None else {**self.terms, "balance": self.balance}
 
 
 class Task(Protocol):
