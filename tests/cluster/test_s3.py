@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,7 @@ def test_a_distilled_teacher_reads_its_experts_from_an_address(server: Server, t
     place = Place(batch.items[0], 0, 0, *batch.lr_BCHW.shape[-2:])
     assert torch.equal(run_tile(read, batch.lr_BCHW, place), batch.sr_BECHW.mean(1)[0])
     words = ["distil", "--model", "none", "--experts", weights_files(tmp_path / "another", (2,))[0], "--cache", out]
-    words += ["--lr", tmp_path / "hr", "--device", "cpu", "--out", tmp_path / "student.safetensors"]
+    words += ["--lr", tmp_path / "hr", "--student", "MSG", "--device", "cpu", "--out", tmp_path / "student.safetensors"]
     assert run(main, list(map(str, words))) == 2
     assert f"refused: {out}: does not hold the expert 'e2'" in capsys.readouterr().err
 
@@ -237,13 +238,22 @@ def test_a_damaged_or_vanished_local_copy_is_fetched_again(server: Server, local
         assert (file.whole("lr") == folder.file(entry.id).whole("lr")).all()
 
 
+def bytes_in(folder: Path) -> int:
+    """On disk, of copies and of downloads that still run ahead; a file that holds room for one of them has no bytes."""
+    total = 0
+    for path in folder.rglob("*.h5*"):
+        with suppress(FileNotFoundError):  # one that has been renamed or has gone since
+            total += 0 if ".room" in path.name else path.stat().st_size
+    return total
+
+
 def test_the_local_copies_stay_within_their_limit(server: Server, local: Path, tmp_path: Path) -> None:
     out = server.address(tmp_path.name)
     assert command("push", local, out) == 0
     largest = max(len(content) for content in item_bytes_of(local).values())
     os.environ[SIZE] = str(2.2 * largest / 1e9)
     same(out, local)
-    assert sum(path.stat().st_size for path in (tmp_path / "copies").rglob("*.h5*")) <= 2.2 * largest
+    assert bytes_in(tmp_path / "copies") <= 2.2 * largest
     os.environ[SIZE] = str(0.5 * largest / 1e9)
     os.environ[FOLDER] = str(tmp_path / "small")
     with pytest.raises(Refusal, match="raise --local-cache-size"):
