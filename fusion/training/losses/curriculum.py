@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fusion.training.settings import Stage, TrainSettings
+
+NOTHING_REPORTED: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def weights_at(step: int, steps: int, stages: Sequence[Stage]) -> dict[str, float]:
@@ -36,7 +39,11 @@ class WeightedLosses(nn.Module):
         self.losses = nn.ModuleDict(losses)
 
     def forward(
-        self, sr_BCHW: Tensor, hr_BCHW: Tensor, weights: dict[str, float], reported: Mapping[str, Tensor]
+        self,
+        sr_BCHW: Tensor,
+        hr_BCHW: Tensor,
+        weights: dict[str, float],
+        reported: Mapping[str, Tensor] = NOTHING_REPORTED,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Images -> the weighted sum and each loss by itself, for the log."""
         parts: dict[str, Tensor] = {}
