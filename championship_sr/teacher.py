@@ -76,16 +76,10 @@ class EnsembleExpert:
         sr_CHW = lr_CHW.new_full((3, scale * height, scale * width), float("nan"))
         margin, multiple = self._ensemble.margin, self._ensemble.multiple
         for tile in plan_kept_tiles(height, width, self._tile, margin, multiple):
-            rows, columns = tile.rows, tile.columns
-            part_BCHW = lr_CHW[None, :, rows.start : rows.stop, columns.start : columns.stop]
-            place = Place(item, rows.start, columns.start, height, width)
+            part_BCHW = lr_CHW[(None, ..., *tile.read)]
+            place = Place(item, tile.rows.start, tile.columns.start, height, width)
             fused_CHW = run_tile(self._ensemble, part_BCHW, place, turns=self._turns)[:3]
-            keep = (slice(rows.keep_start, rows.keep_stop), slice(columns.keep_start, columns.keep_stop))
-            inner = (
-                slice(rows.keep_start - rows.start, rows.keep_stop - rows.start),
-                slice(columns.keep_start - columns.start, columns.keep_stop - columns.start),
-            )
-            large, cut = (tuple(enlarged(span, scale) for span in spans) for spans in (keep, inner))
+            large, cut = (tuple(enlarged(span, scale) for span in spans) for spans in (tile.keep, tile.inner))
             sr_CHW[(..., *large)] = fused_CHW[(..., *cut)]
         return sr_CHW
 

@@ -1,4 +1,4 @@
-"""The upsampler of EDSR and RCAN -> one 5x5 convolution at LR size: the same image, in a tenth of its time on a CPU.
+"""The upsampler of EDSR and RCAN -> one 5x5 convolution at LR size: the same image for less work.
 
 Nothing in it is nonlinear: convolutions and pixel shuffles, so all of it together is one convolution of the features
 whose outputs are the pixels of a block. Near the border zero padding at each size makes it another one: there the

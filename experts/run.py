@@ -139,19 +139,13 @@ class NetworkExpert:
         sr_BCHW = lr_BCHW.new_full((batch, 3, self.scale * height, self.scale * width), float("nan"))
         feat_BCHW: Tensor | None = None
         for tile in plan_kept_tiles(height, width, self.tile, self.spec.overlap, self.padding.multiple):
-            rows, columns = tile.rows, tile.columns
-            part = self._run_whole(lr_BCHW[..., rows.start : rows.stop, columns.start : columns.stop])
-            keep = (slice(rows.keep_start, rows.keep_stop), slice(columns.keep_start, columns.keep_stop))
-            inner = (
-                slice(rows.keep_start - rows.start, rows.keep_stop - rows.start),
-                slice(columns.keep_start - columns.start, columns.keep_stop - columns.start),
-            )
-            large, cut = (tuple(enlarged(span, self.scale) for span in spans) for spans in (keep, inner))
+            part = self._run_whole(lr_BCHW[(..., *tile.read)])
+            large, cut = (tuple(enlarged(span, self.scale) for span in spans) for spans in (tile.keep, tile.inner))
             sr_BCHW[(..., *large)] = part.sr_BCHW[(..., *cut)]
             if part.feat_BCHW is not None:
                 if feat_BCHW is None:
                     feat_BCHW = lr_BCHW.new_full((batch, part.feat_BCHW.shape[1], height, width), float("nan"))
-                feat_BCHW[(..., *keep)] = part.feat_BCHW[(..., *inner)]
+                feat_BCHW[(..., *tile.keep)] = part.feat_BCHW[(..., *tile.inner)]
         return ExpertOutput(sr_BCHW, feat_BCHW)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:

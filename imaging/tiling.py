@@ -25,13 +25,43 @@ class KeptSpan:
     keep_start: int
     keep_stop: int
 
+    @property
+    def read(self) -> slice:
+        """What is run, in the whole."""
+        return slice(self.start, self.stop)
+
+    @property
+    def keep(self) -> slice:
+        """What is kept, in the whole."""
+        return slice(self.keep_start, self.keep_stop)
+
+    @property
+    def inner(self) -> slice:
+        """What is kept, in what was run."""
+        return slice(self.keep_start - self.start, self.keep_stop - self.start)
+
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle to run and the rectangle of it to keep, in pixels of the LR image."""
+    """A rectangle to run and the rectangle of it to keep, in pixels of the LR image: the spans' slices as pairs."""
 
     rows: KeptSpan
     columns: KeptSpan
+
+    @property
+    def read(self) -> tuple[slice, slice]:
+        """(rows, columns) to run."""
+        return self.rows.read, self.columns.read
+
+    @property
+    def keep(self) -> tuple[slice, slice]:
+        """(rows, columns) to keep, in the whole image."""
+        return self.rows.keep, self.columns.keep
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """(rows, columns) to keep, in what was run."""
+        return self.rows.inner, self.columns.inner
 
 
 def effective_kept_tile(tile: int, overlap: int, multiple: int = 1) -> int:

@@ -83,19 +83,14 @@ def ways(presets: Sequence[str], experts: Sequence[str] | None, budgets: Sequenc
     found = [Way(name, "expert", ("--model", NONE, "--experts", name)) for name in here]
     for preset in presets:
         found.append(Way(preset, "preset", ("--model", preset)))
-        if len(_experts(preset)) == 1:  # nothing to leave out
+        file = find_preset(preset)
+        if file is not None and len(load_settings(ModelPreset, file).experts) == 1:  # nothing to leave out
             continue
         found += [
             Way(f"{preset} at {share:.0%}", "budget", ("--model", preset, "--budget", f"{share:g}"))
             for share in budgets
         ]
     return found
-
-
-def _experts(preset: str) -> tuple[str, ...]:
-    """Of a preset; a model of another kind has at least two for all that is known here."""
-    file = find_preset(preset)
-    return ("?", "?") if file is None else load_settings(ModelPreset, file).experts
 
 
 def measure(wanted: Sequence[Way], lr: Path, hr: Path, record: Path) -> list[Measured]:

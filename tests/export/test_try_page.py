@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "try"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EXPERT = "pretrained/fast.safetensors"
 DONE = "() => document.getElementById('status').textContent.includes('done in')"
 
@@ -56,24 +54,16 @@ def address(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright is not installed: pip install playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        opened = browser.new_page()
-        elsewhere: list[str] = []
-        opened.on("request", lambda request: elsewhere.append(request.url))
-        opened.goto(address)
-        opened.wait_for_function("() => document.getElementById('status').textContent.startsWith('ready')")
-        yield opened
-        local = (address, f"blob:{address}", "data:", "file:")
-        assert [url for url in elsewhere if not url.startswith(local)] == []  # everything stays on the machine
-        browser.close()
+def page(address: str, browser: Any) -> Iterator[Any]:
+    opened = browser.new_page()
+    elsewhere: list[str] = []
+    opened.on("request", lambda request: elsewhere.append(request.url))
+    opened.goto(address)
+    opened.wait_for_function("() => document.getElementById('status').textContent.startsWith('ready')")
+    yield opened
+    local = (address, f"blob:{address}", "data:", "file:")
+    assert [url for url in elsewhere if not url.startswith(local)] == []  # everything stays on the machine
+    opened.close()
 
 
 def photo(height: int, width: int, channels: int = 3) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import zipfile
 from html.parser import HTMLParser
@@ -20,9 +19,8 @@ from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options, OutputSize
 from fusion.inference.report.page import _map, _scale
 from imaging.command import DONE, run
+from tests.conftest import BROWSER
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def brighter(lr_BCHW: torch.Tensor) -> torch.Tensor:

@@ -246,15 +246,20 @@ def scene() -> tuple[Tensor, Tensor]:
     return resize_bicubic(lr_CHW[None], scale=4)[0], lr_CHW
 
 
-def test_it_is_a_sampler_whose_mean_goes_back_to_the_fused_image(shipped: NativeRefiner) -> None:
+def test_another_seed_gives_another_texture(shipped: NativeRefiner) -> None:
+    fused_CHW, lr_CHW = scene()
+    first, second = (change(shipped, fused_CHW, lr_CHW, seed) for seed in range(2))
+    assert _rms(first) > 1
+    assert _rms(first - second) > 0.5 * _rms(first)
+
+
+@pytest.mark.xfail(strict=True, reason="the shipped weights are preliminary: docs/results/refinement.md")
+def test_the_mean_over_seeds_goes_back_to_the_fused_image(shipped: NativeRefiner) -> None:
     fused_CHW, lr_CHW = scene()
     draws = torch.stack([change(shipped, fused_CHW, lr_CHW, seed) for seed in range(16)])
-    single, apart = _rms(draws[0]), _rms(draws[0] - draws[1])
-    assert single > 1
-    assert apart > 0.5 * single
     steps = [_rms(draws[:count].mean(0)) for count in (1, 4, 16)]
     assert steps[0] > steps[1] > steps[2]
-    assert steps[2] < 0.95 * steps[0]
+    assert steps[2] < 0.7 * steps[0]
 
 
 def test_flat_parts_stay_flat_and_the_input_is_kept(shipped: NativeRefiner) -> None:

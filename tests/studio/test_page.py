@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -41,7 +40,6 @@ from tests.studio.parts import ROOT, make_run, model_settings, save_photo, servi
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = os.environ.get("CHAMPIONSHIP_SCREENSHOTS")  # a folder for pictures of the page, e.g. docs/images
 
 
@@ -194,22 +192,6 @@ def test_uploads_are_bounded(address: str) -> None:
     body = head + bytes(1_200_000) + f"\r\n--{edge}--\r\n".encode()
     kind = f"multipart/form-data; boundary={edge}"
     assert ask(address, "/gradio_api/upload", "POST", body, Content_Type=kind)[0] == 413
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, driven by playwright."""
-    need_gradio()
-    if BROWSER is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright is not installed: pip install playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as tools:
-        opened = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 def test_from_upload_to_download(address: str, place: Path, browser: Any, tmp_path: Path) -> None:

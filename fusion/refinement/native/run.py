@@ -99,16 +99,11 @@ def _run(
 ) -> None:
     """One tile into its place."""
     rows, columns = tile.rows, tile.columns
-    read = (slice(rows.start, rows.stop), slice(columns.start, columns.stop))
-    keep = (slice(rows.keep_start, rows.keep_stop), slice(columns.keep_start, columns.keep_stop))
-    inner = (
-        slice(rows.keep_start - rows.start, rows.keep_stop - rows.start),
-        slice(columns.keep_start - columns.start, columns.keep_stop - columns.start),
-    )
     noise_CHW = noise_at(seed, rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
-    parts = (whole_CHW[(..., *map(enlarged, read))], small_CHW[(..., *read)], noise_CHW)
+    parts = (whole_CHW[(..., *map(enlarged, tile.read))], small_CHW[(..., *tile.read)], noise_CHW)
     change_BCHW = refiner.model(*(part[None].to(refiner.device) for part in parts))
-    answer_CHW[(..., *map(enlarged, keep))] = change_BCHW[0].float().cpu()[(..., *map(enlarged, inner))]
+    kept_CHW = change_BCHW[0].float().cpu()[(..., *map(enlarged, tile.inner))]
+    answer_CHW[(..., *map(enlarged, tile.keep))] = kept_CHW
 
 
 def _padded(image_CHW: Tensor, multiple: int) -> Tensor:

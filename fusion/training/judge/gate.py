@@ -13,9 +13,19 @@ import numpy as np
 from fusion.training.sources.sampling import Purpose, draw
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from fusion.training.sources.batch import TrainBatch
 
 FEWEST_IMAGES = 5  # a bootstrap of fewer is meaningless: with one image, any gain would have an interval of zero width
+
+
+def half_of(batches: Iterable[TrainBatch], image_of: Callable[[str], str], which: int) -> Iterator[TrainBatch]:
+    """Of the held-out items those of every other image: one half chooses the weights, the other is the gate's."""
+    images: dict[str, int] = {}
+    for batch in batches:
+        if images.setdefault(image_of(batch.items[0]), len(images)) % 2 == which:
+            yield batch
 
 
 @dataclass(frozen=True)

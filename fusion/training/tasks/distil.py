@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion.training.judge.gate import GateDecision, paired_bootstrap
+from fusion.training.judge.gate import GateDecision, half_of, paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
 from fusion.training.loop.export import export_weights, load_exported
 from fusion.training.sources.teacher import TeacherSource
@@ -128,12 +128,7 @@ class DistilTask:
         )
 
     def _half(self, which: int) -> Iterator[TrainBatch]:
-        """Held-out items of every other image."""
-        images: dict[str, int] = {}
-        for batch in self.source.held_out():
-            image = self.source.image_of(batch.items[0])
-            if images.setdefault(image, len(images)) % 2 == which:
-                yield batch
+        return half_of(self.source.held_out(), self.source.image_of, which)
 
     def _table(self, network: nn.Module, half: int) -> ScoreTable:
         table = ScoreTable()

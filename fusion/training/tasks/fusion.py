@@ -16,7 +16,7 @@ from fusion.network.interface import TrainingRecord
 from fusion.network.network import FusionSR, load_model
 from fusion.network.save import save_model
 from fusion.network.settings import FusionSettings
-from fusion.training.judge.gate import FEWEST_IMAGES, paired_bootstrap
+from fusion.training.judge.gate import FEWEST_IMAGES, half_of, paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
 from fusion.training.judge.shrinkage import error_moments_of, fit_shrinkage, gain_db
 from fusion.training.sources.sampling import Purpose, draw
@@ -154,12 +154,7 @@ class FusionTask:
         return _only(batch, kept or [int(chance.integers(len(batch.experts)))])
 
     def _half(self, which: int) -> Iterator[TrainBatch]:
-        """Held-out items of every other image."""
-        images: dict[str, int] = {}
-        for batch in self.source.held_out():
-            image = self.source.image_of(batch.items[0])
-            if images.setdefault(image, len(images)) % 2 == which:
-                yield batch
+        return half_of(self.source.held_out(), self.source.image_of, which)
 
     def _table(self, network: nn.Module, batches: Iterator[TrainBatch]) -> ScoreTable:
         table = ScoreTable()
