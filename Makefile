@@ -47,11 +47,9 @@ demo: $(READY)
 	$(BIN)/python -m cache_tools info demo/cache
 	$(BIN)/python train.py --config configs/demo.yaml --cache demo/cache --resume auto
 	$(BIN)/python infer.py -i demo/LR -o demo/SR --report --hr demo/HR
-	$(BIN)/python infer.py -i demo/LR -o demo/refined --refine native --report --hr demo/HR
 	$(BIN)/python -m imaging compare --lr demo/LR --sr demo/SR --hr demo/HR --out demo/picture.png
 	@echo "look at demo/picture.png: bicubic, super-resolved, truth side by side;"
 	@echo "and open demo/SR/report.html in a browser; the whole images are in demo/SR"
-	@echo "demo/refined/report.html has them refined by the native refiner, with a slider for its strength"
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
