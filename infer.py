@@ -36,10 +36,11 @@ from fusion.inference.model_selection import (
 )
 from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, request_of
+from fusion.inference.report.provenance import recorded_precision
 from fusion.refinement.open import open_refiner
-from imaging.cluster.options import cluster_options_of
+from imaging.cluster.options import LOCAL, cluster_options_of
 from imaging.command import run
-from imaging.device import best_device, find_device
+from imaging.device import AUTO, best_device, find_device
 from imaging.dihedral import transform
 from imaging.refusal import Refusal
 from imaging.scale import enlarged
@@ -49,9 +50,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from experts.spec import Expert, Precision
+    from experts.spec import Expert
     from fusion.inference.ensemble import RunExpert
     from fusion.refinement.open import AnyRefiner
+    from imaging.device import Precision
 
 log = logging.getLogger(__name__)
 FOLDER_MARGIN = 0  # images from folders need no surroundings
@@ -93,7 +95,7 @@ def open_all(words: argparse.Namespace) -> tuple[Ensemble, AnyRefiner | None]:
         words.model,
         split_words(words.experts) if words.experts else None,
         device=device,
-        precision=words.precision,
+        precision=_precision_of(words),
         config=words.config,
         compiled=words.compile,
         trust_code=words.trust_code,
@@ -101,20 +103,30 @@ def open_all(words: argparse.Namespace) -> tuple[Ensemble, AnyRefiner | None]:
     return ensemble, refiner
 
 
+def _precision_of(words: argparse.Namespace) -> Precision | None:
+    """`auto` is what an image to verify was made in, fp32 where machines must agree, else None: the model's choice."""
+    if words.precision != AUTO:
+        return words.precision
+    if words.verify is not None:
+        return recorded_precision(words.verify)
+    return "fp32" if words.submission or words.engine != LOCAL else None
+
+
 def build(
     model: str,
     wanted: Sequence[str] | None,
     *,
     device: str,
-    precision: Precision = "fp32",
+    precision: Precision | None = "fp32",
     config: Path | None = None,
     compiled: bool = False,
     trust_code: bool = False,
 ) -> Ensemble:
-    """Open the experts, load the fusion model, check that they belong together."""
+    """Open the experts, load the fusion model, check that they belong together; no precision: as suits the device."""
     selection, where = select_model(model, wanted), find_device(device)
+    precision = precision or selection.precision_on(where)
     sources, experts = open_selected(selection, where, precision=precision, config=config, trust_code=trust_code)
-    return assemble(selection, sources, experts, where, compiled=compiled)
+    return assemble(selection, sources, experts, where, precision=precision, compiled=compiled)
 
 
 def open_selected(
@@ -148,6 +160,7 @@ def assemble(
     experts: list[Expert],
     where: torch.device,
     *,
+    precision: Precision = "fp32",
     compiled: bool = False,
 ) -> Ensemble:
     """Opened experts and their fusion, as inference runs them."""
@@ -168,12 +181,12 @@ def assemble(
     multiples = [one.padding.multiple for one in networks]
     return Ensemble(
         experts={one.name: expert_function(one) for one in experts},
-        fuse=plain_mean if fusion is None else fuse_with(fusion),
+        fuse=plain_mean if fusion is None else fuse_with(fusion, precision),
         margin=max([one.spec.overlap for one in networks] + [FOLDER_MARGIN]) + (FUSION_MARGIN if fusion else 0),
         multiple=lcm(*multiples, FUSION_MULTIPLE if fusion else 1),
         identity={
             "experts": {one.name: _identity(one) for one in experts},
-            "fusion": _fusion(selection, len(experts)),
+            "fusion": _fusion(selection, len(experts), precision),
             **({"compiled": True} if compiled else {}),  # sums in another order: equal only up to rounding
         },
         device=where,
@@ -240,11 +253,12 @@ def _identity(expert: Expert) -> dict[str, Any]:
     return identity
 
 
-def _fusion(selection: ModelSelection, experts: int) -> dict[str, Any]:
+def _fusion(selection: ModelSelection, experts: int, precision: Precision) -> dict[str, Any]:
     """Which model fused: by content, so that a moved file is the same model."""
     if selection.fusion is None:
         return {"kind": "one expert" if experts == 1 else "plain mean"}
-    return {"kind": "fusion", "verdict": selection.fusion.record.verdict, "sha256": model_sha256(selection.fusion)}
+    found = {"kind": "fusion", "verdict": selection.fusion.record.verdict, "sha256": model_sha256(selection.fusion)}
+    return found | ({"precision": "bf16"} if precision == "bf16" else {})  # else float32, as in older records
 
 
 if __name__ == "__main__":

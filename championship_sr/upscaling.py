@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from experts.spec import Precision
     from fusion.inference.ensemble import Ensemble
+    from imaging.device import Precision
     from imaging.files import Metadata
     from imaging.tiling import FeatheredSpan
 
@@ -88,7 +88,7 @@ def upscale(
     device     `cpu`, `cuda`, `cuda:1`, `mps`; None: CUDA where there is one
     tile       side of the tiles in LR pixels; None chooses by free memory, 0 runs images whole
     tta        the mean over eight flips and rotations: eight times the work
-    precision  of the experts; the fusion always runs in float32
+    precision  fp32; bf16: of experts and fusion; fp16: of the experts, the fusion staying in float32
 
     Results are clamped to their range; alpha is enlarged by bicubic interpolation apart from the colours. 8-bit results
     are those of infer.py. The model that was used last stays open. What the user can mend (a missing file, an unknown

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from experts.catalog import Catalog
-    from experts.spec import Precision
+    from imaging.device import Precision
 
 CHECK_SIZE = 64
 LISTED_SET = "Set5"

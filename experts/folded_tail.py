@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experts.loading.edsr import EDSR
+from imaging.layers import at_least_float32
 
 REACH = 2  # LR pixels that 3x3 convolutions at the sizes 1, 2, 4, ... s see together: 1 + 1/2 + 1/4 + ... < 2
 STRIP = 2 * REACH  # of the border: what is kept, and the surroundings that it needs
@@ -34,7 +35,11 @@ class FoldedTail(nn.Module):
         self.register_buffer("bias_K", bias_K, persistent=False)
 
     def forward(self, feat_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, O, sH, sW)."""
+        """(B, C, H, W) -> (B, O, sH, sW), in float32 under any autocast: these are an image's values, not features."""
+        with torch.autocast(feat_BCHW.device.type, enabled=False):
+            return self._enlarge(at_least_float32(feat_BCHW))
+
+    def _enlarge(self, feat_BCHW: Tensor) -> Tensor:
         if min(feat_BCHW.shape[-2:]) <= 2 * STRIP:
             return self.layers(feat_BCHW)
         blocks_BKHW = F.conv2d(feat_BCHW, self.kernel_KCHW, self.bias_K, padding=REACH)

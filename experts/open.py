@@ -35,10 +35,10 @@ from experts.loading.weights import (
 )
 from experts.pad import padded_length
 from experts.run import NetworkExpert
-from experts.spec import Expert, ExpertSpec, Padding, Precision, Tap, WeightsSource, scale_of
+from experts.spec import Expert, ExpertSpec, Padding, Tap, WeightsSource, scale_of
 from experts.tap import as_maps, caught_outputs, find_layer
 from experts.words import CODE_PREFIX, parse_code_word
-from imaging.device import find_device, warn_of_slow_bf16
+from imaging.device import Precision, find_device, warn_of_slow_bf16
 from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
 from imaging.tiling import effective_kept_tile
@@ -142,7 +142,7 @@ def open_expert(
     with without_meshgrid_warning():
         padding = find_padding(spec, loaded, catalog)
         tap = tap_of(spec, loaded, padding, catalog, features)
-    if device.type == "cpu" and precision == "fp32":
+    if device.type == "cpu":
         fold_upsampler(loaded.network)
     note_place(path, sha256)
     effective = effective_kept_tile(tile, spec.overlap, padding.multiple)

@@ -13,9 +13,9 @@ import torch
 
 from experts.call import NetworkCall, call_plainly, without_meshgrid_warning
 from experts.pad import pad_right_bottom
-from experts.spec import ExpertIdentity, ExpertOutput, Padding, Precision
+from experts.spec import ExpertIdentity, ExpertOutput, Padding
 from experts.tap import as_maps, tapped
-from imaging.device import is_out_of_memory
+from imaging.device import Precision, is_out_of_memory
 from imaging.refusal import Refusal, nearest
 from imaging.scale import SCALE, enlarged
 from imaging.tiling import plan_kept_tiles

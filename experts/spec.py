@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
+from imaging.device import Precision
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
 from imaging.settings import Settings
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 FOLDER = "images"  # the architecture of what is known by its images alone
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Layout = Literal["BCHW", "BHWC", "BNC"]  # how a layer holds a map; N = H*W tokens, row by row
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "fit-budget": ("fusion.budget.fit", "learn from a cache which tiles are worth which experts"),
     "bench-budget": ("benchmarks.inference.budget", "measure a budget's curve of quality over cost by infer.py"),
     "bench-pareto": ("benchmarks.inference.pareto", "quality over CPU time of all experts and presets here"),
+    "bench-speed": ("benchmarks.inference.speed", "the default of an older checkout and of this one, in turns"),
     "bench-inference": ("benchmarks.inference.cost", "measure memory and seams of infer.py"),
     "bench-refine": ("benchmarks.inference.refinement", "measure the native refiner on benchmarks, at every strength"),
     "show-refine": ("benchmarks.inference.refinement_crops", "a picture of crops: bicubic, fused, refined, truth"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Literal
 
 import torch
 
@@ -12,6 +13,7 @@ from imaging.refusal import Refusal
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+Precision = Literal["fp32", "bf16", "fp16"]
 # What torch's CPU allocator writes into a plain RuntimeError; it has no class of its own for it.
 _CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
 
@@ -42,11 +44,19 @@ def find_device(name: str) -> torch.device:
 
 def warn_of_slow_bf16(device: torch.device, precision: str, where: str) -> None:
     """A processor without instructions for bf16 computes it many times slower than fp32; torch itself is silent."""
-    if precision != "bf16" or device.type != "cpu":
-        return
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if known.get("architecture") == "x86_64" and not (known.get("avx512_bf16") or known.get("amx_bf16")):
+    if precision == "bf16" and device.type == "cpu" and _processor_has_bf16() is False:
         log.warning("%s: this processor has no instructions for bf16, which is then many times slower than fp32", where)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether it is a processor with instructions for bf16. On GPUs nobody has measured it here: those stay at fp32."""
+    return device.type == "cpu" and _processor_has_bf16() is True
+
+
+def _processor_has_bf16() -> bool | None:
+    """None where torch cannot tell."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16")) if known.get("architecture") == "x86_64" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

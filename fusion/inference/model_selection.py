@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from fusion.inference.ensemble import Answer, Fused
 from fusion.network import FusionSR
 from fusion.network.interface import SMALLEST
 from fusion.network.save import FILE_NAME, FORMAT, fingerprint
+from imaging.device import Precision, has_fast_bf16
 from imaging.paths import find_pretrained, pretrained_folder
 from imaging.refusal import Refusal
 from imaging.settings import Settings, load_settings
@@ -39,11 +41,16 @@ PRESET_NAME = re.compile(r"[A-Za-z0-9_-]+")  # what can be no path and no id on 
 
 
 class ModelPreset(Settings):
-    """`NAME.yaml` in a folder of weights: experts by name or by a file there, the fusion file or null, its budget."""
+    """`NAME.yaml` in a folder of weights: experts by name or by a file there, the fusion file or null, its budget.
+
+    `fast_precision` is what `--precision auto` takes where the processor has instructions for it; measured before it
+    is written there (docs/results/inference.md).
+    """
 
     experts: tuple[str, ...] = Field(min_length=1)
     fusion: str | None = None
     budget: str = "budget.json"
+    fast_precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class ModelSelection:
     fusion: FusionSR | None
     source: str
     of_preset: bool = False
+    fast_precision: Precision = "fp32"
+
+    def precision_on(self, device: torch.device) -> Precision:
+        """What `--precision auto` means for this model there."""
+        return self.fast_precision if has_fast_bf16(device) else "fp32"
 
 
 def select_model(model: str, experts: Sequence[str] | None) -> ModelSelection:
@@ -111,7 +123,9 @@ def _of_preset(file: Path, wanted: tuple[str, ...] | None) -> ModelSelection:
             where="--experts",
             cure=f"choose among {', '.join(fusion.settings.names)}, or add --model none for their plain mean",
         )
-    return ModelSelection(wanted or named, fusion, str(file), of_preset=wanted is None)
+    return ModelSelection(
+        wanted or named, fusion, str(file), of_preset=wanted is None, fast_precision=settings.fast_precision
+    )
 
 
 def _name(expert: str) -> str:
@@ -126,9 +140,10 @@ FUSION_MARGIN = 16
 FUSION_MULTIPLE = 8  # the side of its DCT blocks
 
 
-def fuse_with(model: FusionSR) -> Fuse:
-    """(tile, answers) -> Fused, always in float32: the same arithmetic as in training and evaluation."""
+def fuse_with(model: FusionSR, precision: Precision = "fp32") -> Fuse:
+    """(tile, answers) -> Fused: in float32, or in bf16 where that is the experts' precision. fp16 was never tried."""
     scale = model.settings.scale
+    autocast = partial(torch.autocast, dtype=torch.bfloat16, enabled=precision == "bf16")
 
     def fuse(lr_BCHW: Tensor, answers: Mapping[str, Answer]) -> Fused:
         height, width = lr_BCHW.shape[-2:]
@@ -141,7 +156,8 @@ def fuse_with(model: FusionSR) -> Fuse:
             for name, answer in answers.items()
             if answer.feat_BCHW is not None and model.settings.channels_of(name)
         }
-        output = model(_longer(lr_BCHW, down, right), sr_BECHW, feats, names)
+        with autocast(lr_BCHW.device.type):
+            output = model(_longer(lr_BCHW, down, right), sr_BECHW, feats, names)
         real = (..., slice(0, scale * height), slice(0, scale * width))
         difficulty = None if output.difficulty_B1HW is None else output.difficulty_B1HW[real]
         contributions = {phase: part_BCHW[real] for phase, part_BCHW in output.contributions.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from PIL import ImageColor
 
@@ -15,6 +15,7 @@ from fusion.refinement.native.run import DEFAULT_SEED
 from fusion.refinement.presets import COLOURS, REFINERS, Blend, NativePreset, preset_of
 from imaging.cluster.options import add_engine_arguments
 from imaging.command import parse_shard
+from imaging.device import Precision
 from imaging.files import WRITTEN
 from imaging.refusal import Refusal
 
@@ -62,7 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the Python file of an expert that is given as code:...",
     )
     add("--device", help="cpu, cuda, cuda:1, mps; cuda where there is one")
-    add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the experts")
+    add(
+        "--precision",
+        choices=[AUTO, *get_args(Precision)],
+        default=AUTO,
+        help="auto: bf16 where a model that ships meets a processor with instructions for it, else fp32",
+    )
     add("--compile", action="store_true", help="torch.compile the experts: slow to start, faster over many images")
     add = parser.add_argument_group("computing").add_argument
     add("-t", "--tile", default=AUTO, metavar="auto|N|0", help="tile in LR pixels; auto by memory; 0: whole images")

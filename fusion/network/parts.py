@@ -59,15 +59,35 @@ def repeat_edges(image_NCHW: Tensor, radius: int) -> Tensor:
 
 
 def gaussian_blur(image_NCHW: Tensor, sigma: float, radius: int) -> Tensor:
-    """Gaussian of `sigma` pixels cut at `radius`, edges replicated. One channel per group: the fast way on a CPU."""
-    position = torch.arange(-radius, radius + 1, dtype=image_NCHW.dtype, device=image_NCHW.device)
-    kernel = torch.exp(-0.5 * (position / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    planes_1XHW = repeat_edges(image_NCHW, radius).flatten(0, 1).unsqueeze(0)
-    planes = planes_1XHW.shape[1]
-    rows = F.conv2d(planes_1XHW, kernel[None, None, :, None].expand(planes, -1, -1, -1), groups=planes)
-    both = F.conv2d(rows, kernel[None, None, None, :].expand(planes, -1, -1, -1), groups=planes)
-    return both.reshape(image_NCHW.shape)
+    """Gaussian of `sigma` pixels cut at `radius`, edges replicated.
+
+    A run of rows is a small matrix times the rows that it is made of: on a CPU several times as fast as convolutions
+    with one channel per group.
+    """
+    wide = repeat_edges(image_NCHW, radius)
+    height, width = image_NCHW.shape[-2:]
+    band = _gaussian_band(sigma, radius, image_NCHW)
+    rows: list[Tensor] = []
+    for top in range(0, height, _RUN):
+        run = min(_RUN, height - top)
+        rows.append(band[:run, : run + 2 * radius] @ wide[..., top : top + run + 2 * radius, :])
+    blurred = torch.cat(rows, dim=-2)
+    columns: list[Tensor] = []
+    for left in range(0, width, _RUN):
+        run = min(_RUN, width - left)
+        columns.append(blurred[..., left : left + run + 2 * radius] @ band[:run, : run + 2 * radius].mT)
+    return torch.cat(columns, dim=-1)
+
+
+_RUN = 32  # long enough for fast matrix products, short enough that few of a matrix's weights are zero
+
+
+def _gaussian_band(sigma: float, radius: int, like: Tensor) -> Tensor:
+    """The weights (run, run + 2 radius) of consecutive pixels over those from `radius` before the first."""
+    output = torch.arange(_RUN, device=like.device)[:, None] + radius
+    distance = torch.arange(_RUN + 2 * radius, device=like.device) - output
+    weights = torch.exp(-0.5 * (distance.to(like.dtype) / sigma) ** 2) * (distance.abs() <= radius)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def channel_norm(width: int) -> ChannelNorm:

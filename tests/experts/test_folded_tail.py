@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experts.folded_tail import fold_upsampler, unfold_upsampler
 from experts.loading.edsr import EDSR
 from experts.open import open_experts
+from imaging.device import Precision
 from tests.experts.parts import save_network
 
 
@@ -48,13 +49,23 @@ def test_folded_is_the_same_image(
     assert torch.allclose(folded_BCHW, plain_BCHW, rtol=1e-4, atol=1e-4 * float(plain_BCHW.abs().max()))
 
 
-def test_an_opened_expert_is_folded_in_fp32_alone(tmp_path: Path) -> None:
-    file = save_network(make(EDSR, 4, features=24), tmp_path / "net.safetensors")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_opened_expert_is_folded(tmp_path: Path, precision: Precision) -> None:
+    network = make(EDSR, 4, features=24)
+    file = save_network(network, tmp_path / "net.safetensors")
     lr_BCHW = torch.rand(1, 3, 96, 96)
-    costs = []
-    for precision in ("fp32", "bf16"):
-        (expert,) = open_experts([str(file)], precision=precision)
-        with FlopCounterMode(display=False) as counter:
-            expert.run(lr_BCHW)
-        costs.append(counter.get_total_flops())
-    assert costs[0] < 0.5 * costs[1]
+    (expert,) = open_experts([str(file)], precision=precision)
+    with FlopCounterMode(display=False) as as_trained:
+        network(lr_BCHW)
+    with FlopCounterMode(display=False) as opened:
+        expert.run(lr_BCHW)
+    assert opened.get_total_flops() < 0.5 * as_trained.get_total_flops()
+
+
+def test_the_folded_image_is_not_rounded_to_bf16() -> None:
+    network = make(EDSR, 4)
+    fold_upsampler(network)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        image_BCHW = network(torch.rand(1, 3, 24, 24))
+    assert image_BCHW.dtype == torch.float32
+    assert not torch.equal(image_BCHW, image_BCHW.bfloat16().float())

@@ -104,8 +104,9 @@ def test_the_blend_is_what_was_fitted() -> None:
     assert hr.shape == sr.shape[1:]
 
 
-def test_bands_are_scipys_gaussians_and_sum_to_the_image() -> None:
-    image = torch.rand(2, 3, 20, 31)
+@pytest.mark.parametrize("size", [(20, 31), (1, 1), (32, 64), (33, 97), (100, 7)])
+def test_bands_are_scipys_gaussians_and_sum_to_the_image(size: tuple[int, int]) -> None:
+    image = torch.rand(2, 3, *size)
     reference = image.numpy()
     for axis in (2, 3):
         reference = gaussian_filter1d(reference, 3.0, axis=axis, mode="nearest", radius=9)

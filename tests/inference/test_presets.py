@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experts.__main__ import main as experts_command
 from fusion.budget.run import find_budget_model
@@ -52,6 +53,44 @@ def catalog(tmp_path: Path, server: Server) -> Path:  # noqa: F811
 def upscale(tmp_path: Path, catalog: Path, *more: object) -> int:
     (path,) = save_photos(tmp_path / "in", 1)
     return call("-i", path, "-o", tmp_path / "out", "--model", "pair", "--config", catalog, "--device", "cpu", *more)
+
+
+@pytest.mark.parametrize(("has", "words", "expected"), [
+    (True, (), "bf16"),
+    (False, (), "fp32"),
+    (True, ("--precision", "fp32"), "fp32"),
+    (True, ("--submission",), "fp32"),
+])  # fmt: skip
+def test_auto_is_bf16_where_the_preset_and_the_processor_have_it(
+    tmp_path: Path,
+    catalog: Path,
+    pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has: bool,
+    words: tuple[str, ...],
+    expected: str,
+) -> None:
+    assert run(experts_command, ["fetch", *BOTH, "--catalog", str(catalog)]) == DONE
+    found = {"architecture": "x86_64", "avx512_bf16": has}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    upscale(tmp_path, catalog, *words)
+    assert precisions_of(tmp_path) == {"fp32"}  # the preset does not allow it
+    with (pretrained / "pair.yaml").open("a") as file:
+        file.write("fast_precision: bf16\n")
+    shutil.rmtree(tmp_path / "out")
+    assert upscale(tmp_path, catalog, *words) == DONE
+    assert precisions_of(tmp_path) == {expected}
+    # What an image was made in is in its record: no option is needed to verify it, on no processor.
+    found["avx512_bf16"] = not has
+    (image,) = (tmp_path / "out").glob("*.png")
+    assert call("--verify", image, "--model", "pair", "--config", catalog, "--device", "cpu") == DONE
+
+
+def precisions_of(tmp_path: Path) -> set[str]:
+    image = next((tmp_path / "out").glob("*.png"))
+    manifest = read_manifest(image)
+    assert manifest["fusion"].get("precision", "fp32") in {one["precision"] for one in manifest["experts"].values()}
+    return {one["precision"] for one in manifest["experts"].values()}
 
 
 def experts_of(tmp_path: Path) -> tuple[str, ...]:

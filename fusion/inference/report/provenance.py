@@ -10,9 +10,10 @@ import json
 import zlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from imaging.atomic import write_text
+from imaging.device import Precision
 from imaging.files.png import SIGNATURE, chunks
 from imaging.hashes import file_sha256
 from imaging.names import fitting
@@ -57,6 +58,13 @@ def read_manifest(image: Path) -> dict[str, Any]:
     if record is None:
         raise Refusal("carries no record of what made it", where=image, cure="only outputs of infer.py do")
     return record["claim"]
+
+
+def recorded_precision(image: Path) -> Precision:
+    """What the experts of an output ran in, by its manifest."""
+    experts = read_manifest(image).get("experts")
+    found = {str(one.get("precision")) for one in dict[str, Any](experts or {}).values() if isinstance(one, dict)}
+    return next((one for one in get_args(Precision) if found == {one}), "fp32")
 
 
 def read_record(image: Path) -> dict[str, Any] | None:

@@ -144,12 +144,21 @@ class BaseBlend(nn.Module):
 
     def blend(self, sr_BECHW: Tensor, experts: Sequence[str]) -> Tensor:
         """The least-squares blend alone: (B, E, 3, sH, sW) -> (B, 3, sH, sW)."""
-        blends = [weighted_sum(sr_BECHW, row) for row in self.weights(experts)]
-        if len(blends) == 1:
-            return blends[0]
+        weights_GE = self.weights(experts)
+        if len(weights_GE) == 1:
+            return weighted_sum(sr_BECHW, weights_GE[0])
+        low, mid, high = (weights_GE[self._group_of(band)] for band in range(len(BAND_NAMES)))
+        image_BCHW = weighted_sum(sr_BECHW, high)
         with torch.autocast(sr_BECHW.device.type, enabled=False):
-            parts = [_bands_of(blend, group) for blend, group in zip(blends, self.record.groups, strict=True)]
-        return sum(parts[1:], parts[0])
+            # As the bands of each blend summed up, in two blurs for all: of what the coarser band's weights change.
+            for sigma, coarser, finer in zip(_SIGMAS, (low, mid), (mid, high), strict=True):
+                if coarser != finer:
+                    change_E = [one - other for one, other in zip(coarser, finer, strict=True)]
+                    image_BCHW = image_BCHW + blur(weighted_sum(sr_BECHW, change_E), sigma)
+        return image_BCHW
+
+    def _group_of(self, band: int) -> int:
+        return next(index for index, group in enumerate(self.record.groups) if band in group)
 
     def get_extra_state(self) -> Tensor:
         """The record as UTF-8 bytes."""
@@ -165,8 +174,3 @@ def weighted_sum(sr_BECHW: Tensor, weights_E: Iterable[float]) -> Tensor:
     images = sr_BECHW.unbind(dim=1)
     terms = [image * weight for image, weight in zip(images, weights_E, strict=True)]
     return sum(terms[1:], terms[0])
-
-
-def _bands_of(image_BCHW: Tensor, group: Sequence[int]) -> Tensor:
-    bands = split_bands(image_BCHW)
-    return sum((bands[index] for index in group[1:]), bands[group[0]])

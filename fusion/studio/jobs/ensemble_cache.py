@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 from fusion.budget.run import BudgetRunner
 from fusion.refinement.open import open_refiner
+from imaging.device import Precision
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from fusion.inference.options import Options
     from fusion.refinement.open import AnyRefiner
 
-Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _KEPT = 2  # ensembles that stay in memory: enough to go back and forth between two choices, bounded for large experts
 

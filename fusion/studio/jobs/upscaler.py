@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from fusion.inference.ensemble import Ensemble
     from fusion.inference.jobs import Sized
     from fusion.inference.options import Options
-    from fusion.studio.jobs.ensemble_cache import EnsembleCache, Precision
+    from fusion.studio.jobs.ensemble_cache import EnsembleCache
     from fusion.studio.jobs.job_queue import QueuedJob
     from fusion.studio.jobs.result_store import ResultStore
     from fusion.studio.jobs.result_view import ResultView
     from fusion.studio.uploads import Limits
+    from imaging.device import Precision
 
 
 @dataclass(frozen=True)

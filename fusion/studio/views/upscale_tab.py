@@ -19,9 +19,9 @@ from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from fusion.refinement.presets import Colour
-    from fusion.studio.jobs.ensemble_cache import Precision
     from fusion.studio.jobs.job_queue import JobQueue, QueuedJob
     from fusion.studio.jobs.upscaler import Upscaler
+    from imaging.device import Precision
 
 NO_BUDGET, SHARE, LOSS = "none", "share of the cost", "maximum loss"
 

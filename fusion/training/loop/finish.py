@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_tools.format.location import name_of
@@ -69,6 +70,8 @@ def _provenance(
     )
     start_from = settings.network.start_from
     document["network"]["start_from"] = None if start_from is None else "/".join(start_from.parts[-2:])
+    if "file" in document["network"]["settings"]:  # a student: a shipped expert's name, or a file's path
+        document["network"]["settings"]["file"] = Path(document["network"]["settings"]["file"]).name
     document["data"] = {
         "hr": ["/".join(path.parts[-2:]) for path in settings.data.hr],
         "cache": None if settings.data.cache is None else name_of(settings.data.cache),
