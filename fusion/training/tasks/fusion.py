@@ -100,11 +100,17 @@ class FusionTask:
         save_model(model, path)
 
     def load(self, network: nn.Module, path: Path) -> None:
-        """A fusion model file's weights and base."""
+        """A fusion model file's weights and base; where its experts were trained further since, its weights alone."""
         model = load_model(path)
-        if not isinstance(network, FusionSR) or model.settings != network.settings:
+        assert isinstance(network, FusionSR)
+        if model.settings == network.settings:
+            network.load_state_dict(model.state_dict())
+            return
+        if _of_any_weights(model.settings) != _of_any_weights(network.settings):
             raise Refusal("is a model of other settings", where=path, cure="give the settings it was trained with")
-        network.load_state_dict(model.state_dict())
+        # The base and the features' moments stay those of the cache: they are measured on these experts.
+        network.load_state_dict(dict(model.named_parameters()), strict=False)
+        log.warning("%s: was trained with other weights of the same experts; its own weights are taken over", path)
 
     def conclude(self, network: nn.Module, run: Path) -> Mapping[str, Any]:  # noqa: ARG002 (the loop's protocol)
         """Shrinkage from the half of the held-out images that chose the weights; the gate's decision from the other."""
@@ -218,3 +224,9 @@ def _moved(batch: TrainBatch, device: torch.device) -> TrainBatch:
         sr_BECHW=batch.sr_BECHW.to(device),
         feats={name: feat_BCHW.to(device) for name, feat_BCHW in batch.feats.items()},
     )
+
+
+def _of_any_weights(settings: FusionSettings) -> FusionSettings:
+    """The settings without the experts' hashes."""
+    experts = tuple(slot.model_copy(update={"sha256": None}) for slot in settings.experts)
+    return settings.model_copy(update={"experts": experts})
