@@ -11,8 +11,8 @@ from scipy.stats import bootstrap
 import train as command
 from cache_tools.read.reader import CacheReader
 from fusion.network.interface import TrainingRecord
-from fusion.network.network import load_model
-from fusion.network.save import read_header
+from fusion.network.network import FusionSR, load_model
+from fusion.network.save import read_header, save_model
 from fusion.training.judge.gate import paired_bootstrap
 from fusion.training.loop import loop
 from fusion.training.settings import AugmentSettings
@@ -69,6 +69,30 @@ def test_two_images_prove_nothing_and_the_base_is_shipped(cache, tmp_path):
     if len(weights) == 1:
         expected = sum(w * image for w, image in zip(weights[0], batch.sr_BECHW.unbind(1), strict=True))
         torch.testing.assert_close(output.image_BCHW, expected)
+
+
+def test_a_fusion_goes_on_when_its_experts_were_trained_further(cache, tmp_path, caplog):
+    settings = fusion_settings(cache, tmp_path / "run")
+    task = FusionTask(settings, CacheSource(settings))
+    before = FusionSR(
+        task.network.settings.model_copy(
+            update={"experts": tuple(s.model_copy(update={"sha256": "0" * 64}) for s in task.network.settings.experts)}
+        )
+    )
+    for parameter in before.parameters():
+        torch.nn.init.normal_(parameter)
+    save_model(before, tmp_path / "before.safetensors")
+    kept = {name: value.clone() for name, value in task.network.named_buffers()}
+    base = task.network.base.record
+    task.load(task.network, tmp_path / "before.safetensors")
+    assert_same(dict(task.network.named_parameters()), dict(before.named_parameters()))
+    assert_same(dict(task.network.named_buffers()), kept)
+    assert task.network.base.record == base != before.base.record
+    assert "other weights of the same experts" in caplog.text
+    other = FusionSR(before.settings.model_copy(update={"context_width": before.settings.context_width + 8}))
+    save_model(other, tmp_path / "other.safetensors")
+    with pytest.raises(Refusal, match="other settings"):
+        task.load(task.network, tmp_path / "other.safetensors")
 
 
 def test_what_can_be_learned_passes_the_gate(striped, tmp_path):
