@@ -35,12 +35,11 @@ from fusion.inference.model_selection import (
     select_model,
 )
 from fusion.inference.options import Options
-from fusion.inference.parser import add_arguments, request_of
-from fusion.inference.report.provenance import recorded_precision
+from fusion.inference.parser import add_arguments, precision_of, request_of
 from fusion.refinement.open import open_refiner
-from imaging.cluster.options import LOCAL, cluster_options_of
+from imaging.cluster.options import cluster_options_of
 from imaging.command import run
-from imaging.device import AUTO, best_device, find_device
+from imaging.device import best_device, find_device
 from imaging.dihedral import transform
 from imaging.refusal import Refusal
 from imaging.scale import enlarged
@@ -95,21 +94,12 @@ def open_all(words: argparse.Namespace) -> tuple[Ensemble, AnyRefiner | None]:
         words.model,
         split_words(words.experts) if words.experts else None,
         device=device,
-        precision=_precision_of(words),
+        precision=precision_of(words),
         config=words.config,
         compiled=words.compile,
         trust_code=words.trust_code,
     )
     return ensemble, refiner
-
-
-def _precision_of(words: argparse.Namespace) -> Precision | None:
-    """`auto` is what an image to verify was made in, fp32 where machines must agree, else None: the model's choice."""
-    if words.precision != AUTO:
-        return words.precision
-    if words.verify is not None:
-        return recorded_precision(words.verify)
-    return "fp32" if words.submission or words.engine != LOCAL else None
 
 
 def build(

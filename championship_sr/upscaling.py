@@ -52,7 +52,7 @@ def upscale(
     device: str | None = ...,
     tile: int | None = ...,
     tta: bool = ...,
-    precision: Precision = ...,
+    precision: Precision | None = ...,
 ) -> Image.Image: ...
 @overload
 def upscale(
@@ -63,7 +63,7 @@ def upscale(
     device: str | None = ...,
     tile: int | None = ...,
     tta: bool = ...,
-    precision: Precision = ...,
+    precision: Precision | None = ...,
 ) -> ImageT: ...
 def upscale(
     image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor,
@@ -73,7 +73,7 @@ def upscale(
     device: str | None = None,
     tile: int | None = None,
     tta: bool = False,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
 ) -> Image.Image | np.ndarray | Tensor:
     """Enlarge one image (or a batch of tensors) as the experts do, four times; the result is of the kind given.
 
@@ -88,7 +88,7 @@ def upscale(
     device     `cpu`, `cuda`, `cuda:1`, `mps`; None: CUDA where there is one
     tile       side of the tiles in LR pixels; None chooses by free memory, 0 runs images whole
     tta        the mean over eight flips and rotations: eight times the work
-    precision  fp32; bf16: of experts and fusion; fp16: of the experts, the fusion staying in float32
+    precision  None: as infer.py chooses; fp32; bf16: experts and fusion; fp16: the experts alone
 
     Results are clamped to their range; alpha is enlarged by bicubic interpolation apart from the colours. 8-bit results
     are those of infer.py. The model that was used last stays open. What the user can mend (a missing file, an unknown
@@ -107,7 +107,7 @@ def upscale(
 
 
 @lru_cache(maxsize=1)
-def _opened(model: str, experts: tuple[str, ...] | None, device: str, precision: Precision) -> Ensemble:
+def _opened(model: str, experts: tuple[str, ...] | None, device: str, precision: Precision | None) -> Ensemble:
     return infer.build(model, experts, device=device, precision=precision)
 
 

@@ -11,9 +11,10 @@ from fusion.inference.command import Request
 from fusion.inference.jobs import AUTO
 from fusion.inference.model_selection import DEFAULT
 from fusion.inference.options import Options, OutputSize
+from fusion.inference.report.provenance import recorded_precision
 from fusion.refinement.native.run import DEFAULT_SEED
 from fusion.refinement.presets import COLOURS, REFINERS, Blend, NativePreset, preset_of
-from imaging.cluster.options import add_engine_arguments
+from imaging.cluster.options import LOCAL, add_engine_arguments
 from imaging.command import parse_shard
 from imaging.device import Precision
 from imaging.files import WRITTEN
@@ -100,6 +101,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print the forecast, write nothing")
     add("--json", action="store_true", help="print one JSON document on stdout")
     add("--verify", type=Path, metavar="FILE", help="check whether an output came from these weights and options")
+
+
+def precision_of(words: argparse.Namespace) -> Precision | None:
+    """`auto` is what an image to verify was made in, fp32 where machines must agree, else None: the model's choice."""
+    if words.precision != AUTO:
+        return words.precision
+    if words.verify is not None:
+        return recorded_precision(words.verify)
+    return "fp32" if words.submission or words.engine != LOCAL else None
 
 
 def request_of(words: argparse.Namespace) -> Request:
