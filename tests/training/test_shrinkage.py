@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio
 
 from fusion.network import TrainingRecord
@@ -106,10 +111,10 @@ def test_contributions_are_multiplied_by_it_and_the_file_keeps_it(tmp_path) -> N
 
 
 def test_old_files_call_it_belief_and_new_ones_shrinkage(tmp_path) -> None:
-    shipped = ROOT / "pretrained/fusion.safetensors"
-    old = read_header(shipped)["training"]
+    before = _as_written_before(ROOT / "pretrained/fusion.safetensors", tmp_path / "before.safetensors")
+    old = read_header(before)["training"]
     assert 0 < old["belief"] < 1 and "shrinkage" not in old
-    model = load_model(shipped)
+    model = load_model(before)
     assert model.record.shrinkage == old["belief"]
     save_model(model, tmp_path / "model.safetensors")
     new = read_header(tmp_path / "model.safetensors")["training"]
@@ -125,6 +130,17 @@ def test_old_files_call_it_belief_and_new_ones_shrinkage(tmp_path) -> None:
     expected = full.base_BCHW + old["belief"] * (full.image_BCHW - full.base_BCHW)
     assert not torch.allclose(image, full.image_BCHW, atol=1e-6)
     torch.testing.assert_close(image, expected, atol=1e-6, rtol=0)
+
+
+def _as_written_before(path: Path, target: Path) -> Path:
+    """The same model as releases before 0.2.0 wrote it: `belief`, no experts' specs, no digest."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    training = json.loads(metadata["training"])
+    training["belief"] = training.pop("shrinkage")
+    del training["expert_specs"], metadata["digest"]
+    save_file(tensors, target, metadata=metadata | {"training": json.dumps(training)})
+    return target
 
 
 def test_a_header_with_both_names_is_refused() -> None:
