@@ -134,7 +134,7 @@ class DualPath(nn.Module):
     def _split(self, shallow_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.splitter is None or self.lift_high is None:
             return self.lift_low(shallow_BCHW), None
-        # A transform leaves its own memory order; all that follows is twice as slow in any other than channels_last.
+        # A Fourier transform leaves another memory order, and norms would copy every map of the pyramid for it.
         low_BCHW, high_BCHW = (
             part.contiguous(memory_format=torch.channels_last) for part in self.splitter(shallow_BCHW)
         )
