@@ -39,7 +39,7 @@ from fusion.inference.parser import add_arguments, precision_of, request_of
 from fusion.refinement.open import open_refiner
 from imaging.cluster.options import cluster_options_of
 from imaging.command import run
-from imaging.device import best_device, find_device
+from imaging.device import SideBySide, best_device, find_device
 from imaging.dihedral import transform
 from imaging.refusal import Refusal
 from imaging.scale import enlarged
@@ -182,6 +182,7 @@ def assemble(
         device=where,
         scale=scale,
         sources=tuple(sources),
+        together=SideBySide(len(networks) if where.type == "cpu" and not compiled else 1),
         can_probe=len(networks) == len(experts),
         has_difficulty=fusion is not None and fusion.gating is not None and fusion.record.verdict != "base",
     )

@@ -19,6 +19,7 @@ from cache_tools.write.extract import extract
 from cache_tools.write.recipe import ExtractSettings
 from experts.spec import ExpertIdentity, ExpertOutput
 from fusion.inference.ensemble import PLAIN, Answer, Place, run_tile
+from imaging.device import SideBySide
 from imaging.refusal import Refusal
 from imaging.scale import enlarged
 from imaging.tiling import plan_kept_tiles
@@ -116,7 +117,8 @@ def with_cached_experts(ensemble: Ensemble, root: Path | str) -> Ensemble:
 
         return read_or_run
 
-    return replace(ensemble, experts={name: answer(name, run) for name, run in ensemble.experts.items()})
+    experts = {name: answer(name, run) for name, run in ensemble.experts.items()}
+    return replace(ensemble, experts=experts, together=SideBySide(1))  # one item's experts come from one file
 
 
 def render(teacher: EnsembleExpert, out: Path, *, hr: Sequence[Path], lr: Sequence[Path], regions: int = 0) -> Path:

@@ -5,6 +5,7 @@ Legend: B batch, C channels, H and W height and width of the low-resolution imag
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -28,9 +29,34 @@ def call_in_255(network: nn.Module, lr_BCHW: Tensor) -> Tensor:
     return network(lr_BCHW * 255) / 255
 
 
+class _WithoutMeshgridWarning:
+    """The filter of warnings belongs to the process: the first of several threads changes it, the last puts it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                message = "torch.meshgrid: in an upcoming release"
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_SHARED = _WithoutMeshgridWarning()
+
+
 @contextmanager
 def without_meshgrid_warning() -> Generator[None]:
     """torch asks for `indexing=`; published networks (CRAFT, SwinIR) call meshgrid without, and their results stay."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release", category=UserWarning)
+    with _SHARED:
         yield

@@ -6,11 +6,13 @@ features, `scale` times that in images and maps). Images are float32, nominally 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from imaging.device import SideBySide
 from imaging.dihedral import VARIANTS, transform, undo
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
@@ -83,6 +85,7 @@ class Ensemble:
     scale: int = SCALE  # the experts' own: how many times as large images and maps are
     can_probe: bool = True  # False where an expert is a folder of images: it has none for a test tile
     sources: tuple[str, ...] = ()  # by what word or file each expert is opened again
+    together: SideBySide = field(default_factory=lambda: SideBySide(1), compare=False)  # how many experts run at once
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,7 +119,7 @@ def run_tile(
     total: Tensor | None = None
     for turn in turns:
         turned_BCHW = transform(lr_BCHW, turn)
-        answers = {name: ensemble.experts[name](turned_BCHW, place, turn) for name in names}
+        answers = ensemble.together.run({n: partial(ensemble.experts[n], turned_BCHW, place, turn) for n in names})
         layers_KHW = undo(_layers(ensemble.fuse(turned_BCHW, answers), answers, maps), turn)
         total = layers_KHW if total is None else total + layers_KHW
     assert total is not None
