@@ -39,16 +39,18 @@ class Run:
 
     @property
     def best(self) -> tuple[Path, float] | None:
-        """The best weights so far and their Y-PSNR on held-out images."""
-        scored = [(path, score_of(path)) for path in sorted((self.folder / "best").glob("step_*.safetensors"))]
-        return max(scored, key=lambda one: one[1], default=None)
+        """The best weights so far, by what their task judges by, and their Y-PSNR on held-out images."""
+        scored = [(path, *scores_of(path)) for path in sorted((self.folder / "best").glob("step_*.safetensors"))]
+        found = max(scored, key=lambda one: one[1], default=None)
+        return None if found is None else (found[0], found[2])
 
 
-def score_of(file: Path) -> float:
-    """The Y-PSNR in the header of a `best/` file, of an expert or of a fusion."""
+def scores_of(file: Path) -> tuple[float, float]:
+    """Merit and Y-PSNR in the header of a `best/` file, of an expert, a fusion or a refiner."""
     header, _ = read_safetensors(file, cure="train it again")
     details = json.loads(header["provenance"]) if "provenance" in header else json.loads(header["training"])["details"]
-    return float(details["psnr_y"])
+    psnr = float(details["psnr_y"])
+    return float(details.get("merit", psnr)), psnr
 
 
 def collect(runs: Sequence[Run], troubles: Mapping[str, str], out: Path) -> dict[str, Any]:

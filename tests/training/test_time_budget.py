@@ -14,22 +14,28 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from cache_tools.__main__ import main as cache_command
 from cache_tools.read.reader import CacheReader
 from experts.open import open_experts
+from fusion.__main__ import main as fusion_command
 from fusion.network.network import load_model
-from fusion.train_all import train_all
+from fusion.refinement.native.open import open_native
+from fusion.train_all import session, train_all
 from fusion.train_all.subprocess_pool import Ended, run_subprocesses
 from fusion.train_all.time_budget import LEAST_STEPS, SPARE, VALIDATIONS, plan_steps
 from fusion.training.dry_run import Probe
 from fusion.training.loop import loop
+from imaging.metrics.perceptual import TRUNK_FILE
+from imaging.paths import ENVIRONMENT
 from imaging.refusal import Refusal
+from tests.imaging.test_metrics import save_trunk
 from tests.training.parts import SMALL_FUSION, TINY, write_config, write_pictures, write_tiny_expert
 
 STARTED = "ann"
+MODULES = {"cache_tools": cache_command, "fusion": fusion_command}
 
 
 @given(st.floats(60, 3600), st.floats(0.001, 1), st.floats(0, 3), st.floats(0, 10), st.integers(1, 3))
@@ -76,7 +82,7 @@ def here(commands, *, folder, at_once, deadline):
         output = io.StringIO()
         try:
             with contextlib.redirect_stdout(output):
-                code = cache_command(words[2:]) if words[0] == "-m" else train.main(words[1:])
+                code = MODULES[words[1]](words[2:]) if words[0] == "-m" else train.main(words[1:])
         except Refusal as refusal:
             ended[name] = Ended(2, 1.0, trouble=str(refusal))
         except PowerCut:
@@ -132,7 +138,7 @@ def words(parts: Path, work: Path, *more: str) -> list[str]:
 
 
 def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_all, "run_subprocesses", here)
+    monkeypatch.setattr(session, "run_subprocesses", here)
     command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0")
     assert train_all.main(command) == 0
     report = json.loads(capsys.readouterr().out)
@@ -159,15 +165,47 @@ def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatc
     assert {run["steps"] for run in plan["runs"].values()} == {12} and plan["used"] > 0
 
     monkeypatch.setattr(
-        train_all, "run_subprocesses", lambda commands, **_: {} if not commands else pytest.fail(str(commands))
+        session, "run_subprocesses", lambda commands, **_: {} if not commands else pytest.fail(str(commands))
     )
     assert train_all.main(command) == 0, "all is over: nothing may run again"
     with pytest.raises(Refusal, match="planned with other settings"):
         train_all.main([*command[:-2], "--scratch"])
 
 
+def test_a_refiner_learns_from_the_fusions_images(parts, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr(session, "run_subprocesses", here)
+    trunk = tmp_path / "pretrained/metrics" / Path(TRUNK_FILE).with_suffix(".safetensors").name
+    trunk.parent.mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in save_trunk(tmp_path / "trunk.pt", seed=3).items()}, trunk)
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "pretrained"))
+    refiner = {
+        "task": "refiner",
+        "run": "elsewhere",
+        "steps": 1,
+        "device": "cpu",
+        "network": {"name": "refiner", "settings": {"widths": [8, 16]}},
+        "data": {"patch": 16, "batch": 2, "hold_out": 2},
+        "stages": [{"losses": {"texture": 1.0, "mean": 100.0}}],
+        "export": {"name": "refiner"},
+        "log": {"images": 0},
+    }
+    write_config(tmp_path / "refiner.yaml", refiner)
+    more = ("--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0", "--refiner", str(tmp_path / "refiner.yaml"))
+    write_pictures(tmp_path / "large", count=10, size=(96, 112))  # LPIPS needs more than the other tests' pictures
+    command = ["--hr", str(tmp_path / "large"), *words(parts, tmp_path / "work", *more)[4:]]
+    assert train_all.main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report) == [STARTED, "bob", "fusion", "refiner"] and all(one["over"] for one in report.values())
+    (teacher,) = CacheReader(tmp_path / "work/fused", features=False).recipe.experts
+    assert teacher.architecture == f"ensemble of {STARTED}, bob"
+    assert open_native(str(tmp_path / "work/out/refiner.safetensors"), torch.device("cpu")).preset
+    with pytest.raises(Refusal, match="planned with other settings"):
+        train_all.main(command[:-2])
+
+
 def test_the_fusion_learns_from_every_flip_and_rotation(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_all, "run_subprocesses", here)
+    monkeypatch.setattr(session, "run_subprocesses", here)
     command = words(parts, tmp_path, "--fusion", str(parts / "fusion.yaml"), "--least-fusion", "0", "--dihedral")
     assert train_all.main(command) == 0
     assert json.loads(capsys.readouterr().out)["fusion"]["over"]
@@ -178,7 +216,7 @@ def test_the_fusion_learns_from_every_flip_and_rotation(parts, tmp_path, monkeyp
 
 
 def test_what_was_stopped_is_resumed_and_its_best_so_far_is_collected(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_all, "run_subprocesses", here)
+    monkeypatch.setattr(session, "run_subprocesses", here)
     assert train_all.main(words(parts, tmp_path / "whole")) == 0
     real = loop.take_step
 
@@ -201,7 +239,7 @@ def test_what_was_stopped_is_resumed_and_its_best_so_far_is_collected(parts, tmp
 
 
 def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_all, "run_subprocesses", here)
+    monkeypatch.setattr(session, "run_subprocesses", here)
     (tmp_path / "start").mkdir()
     write_tiny_expert(tmp_path / "start/bob.safetensors", seed=0)
     wide = parts / "bob.yaml"

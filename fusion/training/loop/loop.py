@@ -167,7 +167,7 @@ def judge(
     psnr, merit = table.mean(task.judged)[0], table.merit(task.judged)
 
     def write(path: Any) -> None:
-        task.export(path, network.state_dict(), {"step": state.step, "psnr_y": psnr})
+        task.export(path, network.state_dict(), {"step": state.step, "psnr_y": psnr, "merit": merit})
 
     state.best = keep_best(
         state.best, merit, state.step, most=settings.checkpoint.best, folder=folder.best, write=write
