@@ -172,6 +172,7 @@ def test_all_experts_and_their_fusion_in_one_command(parts, tmp_path, monkeypatc
         train_all.main([*command[:-2], "--scratch"])
 
 
+@pytest.mark.slow
 def test_a_refiner_learns_from_the_fusions_images(parts, tmp_path, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     monkeypatch.setattr(session, "run_subprocesses", here)
