@@ -48,6 +48,9 @@ demo: $(READY)
 	$(BIN)/python train.py --config configs/demo.yaml --cache demo/cache --resume auto
 	$(BIN)/python infer.py -i demo/LR -o demo/SR --report --hr demo/HR
 	$(BIN)/python -m imaging compare --lr demo/LR --sr demo/SR --hr demo/HR --out demo/picture.png
+	@if $(BIN)/python -c "import diffusers" 2>/dev/null; then \
+	  $(BIN)/python infer.py -i demo/LR -o demo/refined --refine native --report --hr demo/HR && \
+	  echo "demo/refined/report.html has a slider from the fused to the refined image"; fi
 	@echo "look at demo/picture.png: bicubic, super-resolved, truth side by side;"
 	@echo "and open demo/SR/report.html in a browser; the whole images are in demo/SR"
 

@@ -253,7 +253,6 @@ def test_another_seed_gives_another_texture(shipped: NativeRefiner) -> None:
     assert _rms(first - second) > 0.5 * _rms(first)
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights are preliminary: docs/results/refinement.md")
 def test_the_mean_over_seeds_goes_back_to_the_fused_image(shipped: NativeRefiner) -> None:
     fused_CHW, lr_CHW = scene()
     draws = torch.stack([change(shipped, fused_CHW, lr_CHW, seed) for seed in range(16)])
