@@ -24,6 +24,7 @@ from fusion.__main__ import main as fusion_command
 from fusion.network.network import load_model
 from fusion.refinement.native.open import open_native
 from fusion.train_all import session, train_all
+from fusion.train_all.collect import Run
 from fusion.train_all.subprocess_pool import Ended, run_subprocesses
 from fusion.train_all.time_budget import LEAST_STEPS, SPARE, VALIDATIONS, plan_steps
 from fusion.training.dry_run import Probe
@@ -237,6 +238,17 @@ def test_what_was_stopped_is_resumed_and_its_best_so_far_is_collected(parts, tmp
     assert train_all.main(words(parts, tmp_path / "cut")) == 0
     whole, cut = (load_file(tmp_path / name / "out/bob.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_the_best_so_far_is_the_best_by_what_the_task_judges_by(tmp_path):
+    (tmp_path / "best").mkdir()
+    for step, scores in (
+        (1, {"psnr_y": 30.0, "merit": -0.3}),
+        (2, {"psnr_y": 28.0, "merit": -0.1}),
+        (3, {"psnr_y": 29.0, "merit": -0.2}),
+    ):
+        save_file({"a": torch.zeros(1)}, tmp_path / f"best/step_{step}.safetensors", {"provenance": json.dumps(scores)})
+    assert Run("refiner", (), tmp_path, "refiner").best == (tmp_path / "best/step_2.safetensors", 28.0)
 
 
 def test_one_that_fails_is_named_and_does_not_stop_the_other(parts, tmp_path, monkeypatch, capsys):
