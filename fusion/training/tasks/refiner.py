@@ -56,7 +56,7 @@ _LEAST_TIME = 0.2  # of the flow: earlier points hold the truth almost unchanged
 
 @dataclass
 class PerceptualTable(ScoreTable):
-    """Beside PSNR and SSIM, LPIPS off the grid of LR pixels; which decides."""
+    """Beside PSNR and SSIM, LPIPS off the grid of LR pixels; at full and half strength together it decides."""
 
     lpips: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -67,17 +67,21 @@ class PerceptualTable(ScoreTable):
         self.lpips.setdefault(contender, {})[item] = float(lpips_distance(*shifted))
 
     def merit(self, contender: str) -> float:
-        """Higher is better."""
+        """Higher is better. A refiner is as good as it is at both strengths: the strongest grain is best at half."""
+        judged = (REFINED, HALF) if contender == REFINED else (contender,)
+        return -sum(map(self._mean, judged)) / len(judged)
+
+    def _mean(self, contender: str) -> float:
         scores = self.lpips[contender].values()
-        return -sum(scores) / len(scores)
+        return sum(scores) / len(scores)
 
     def text(self, judged: str) -> str:
         """The table, and LPIPS below it."""
-        return "\n".join([super().text(judged), *(f"  LPIPS {name}: {-self.merit(name):.4f}" for name in self.lpips)])
+        return "\n".join([super().text(judged), *(f"  LPIPS {name}: {self._mean(name):.4f}" for name in self.lpips)])
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Means only, for JSON."""
-        return {name: {**scores, "lpips": round(-self.merit(name), 5)} for name, scores in super().as_dict().items()}
+        return {name: {**scores, "lpips": round(self._mean(name), 5)} for name, scores in super().as_dict().items()}
 
 
 class RefinerTask:
