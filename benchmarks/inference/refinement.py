@@ -31,7 +31,8 @@ from imaging.metrics.niqe import niqe
 from imaging.metrics.perceptual import lpips_distance
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
-from imaging.resize import resize_bicubic
+from imaging.resize import downscale, resize_bicubic
+from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -46,6 +47,7 @@ SEEDS = 8  # of which the mean is taken
 _AROUND, _FLAT = 9, 1.2 / 255  # a pixel lies flat where the truth around it spreads by less than 1.2 grey levels
 _OFF = 2  # pixels that are cut off above and left
 _LEAST_FLAT = 500  # pixels, for an image to count
+_CUTS, _DRAWS, _MULTIPLE = ((0, 0), (1, 2), (2, 1), (3, 3)), 4, 8  # down and right; seeds; sides are multiples of it
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,7 +115,8 @@ def _measure(
             row["seconds"].append(seconds if contender not in (BICUBIC, "0") else 0.0)
         scores[TRUTH]["niqe"].append(float(niqe(truth_CHW[None])))
         if index < seeds:
-            for key, value in _seeds(refiner, lr_CHW, fused_CHW, truth_CHW).items():
+            found = _seeds(refiner, lr_CHW, fused_CHW, truth_CHW) | _grid(refiner, fused_CHW)
+            for key, value in found.items():
                 drawn[key].append(value)
     rows = {one: {key: _mean(values) for key, values in row.items() if values} for one, row in scores.items()}
     for one, row in rows.items():
@@ -153,6 +156,27 @@ def _seeds(refiner: AnyRefiner, lr_CHW: Tensor, fused_CHW: Tensor, truth_CHW: Te
         both = quantize_u8(image_CHW[None].clamp(0, 1)).float() / 255, truth_CHW[None]
         found[f"psnr_y_{name}"], found[f"lpips_{name}"] = float(psnr(*both)), float(lpips_distance(*both))
     return found
+
+
+def _grid(refiner: AnyRefiner, fused_CHW: Tensor) -> dict[str, float]:
+    """The image cut at four places of the grid of LR pixels, four seeds each: how much of the change, grey levels rms,
+    all have in common, how much goes with the grid (a lattice), how much with the seed."""
+    side = [size // _MULTIPLE * _MULTIPLE - _MULTIPLE for size in fused_CHW.shape[-2:]]
+    cuts: list[Tensor] = []
+    for down, right in _CUTS:
+        cut_CHW = fused_CHW[:, down : down + side[0], right : right + side[1]]
+        lr_CHW = downscale(cut_CHW[None])[0]
+        drawn = (repaint(refiner, cut_CHW, "wavelet", seed, lr_CHW=lr_CHW) for seed in range(_DRAWS))
+        changes = torch.stack([one - cut_CHW for one in drawn])
+        cuts.append(changes[..., SCALE - down : side[0] - down, SCALE - right : side[1] - right])
+    changes_NSCHW = torch.stack(cuts)
+    means_NCHW = changes_NSCHW.mean(1)
+    seed = changes_NSCHW.var(1).mean()
+    # A mean over few seeds keeps a part of what they differ by, and one over few cuts of what those do.
+    grid = means_NCHW.var(0).mean() - seed / _DRAWS
+    common = means_NCHW.mean(0).square().mean() - (grid + seed / _DRAWS) / len(_CUTS)
+    parts = {"cut_change": changes_NSCHW.square().mean(), "by_grid": grid, "by_seed": seed, "common": common}
+    return {name: float(part.clamp_min(0).sqrt()) * 255 for name, part in parts.items()}
 
 
 def _table(rows: dict[str, dict[str, float]]) -> list[str]:
