@@ -18,7 +18,7 @@ from fusion.refinement.refine import refine
 from fusion.training.losses.perceptual import LPIPS, LpipsFeatures
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.fused import FusedSource
-from fusion.training.tasks.refiner import RefinerTask
+from fusion.training.tasks.refiner import PerceptualTable, RefinerTask
 from imaging import command
 from imaging.metrics.perceptual import TRUNK_FILE
 from imaging.paths import ENVIRONMENT
@@ -150,3 +150,14 @@ def test_it_trains_resumes_bit_for_bit_and_refines(
 def test_other_networks_are_refused(cache: Path, trunk: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "refiner.yaml", {**PLAN, "network": {"name": "msg"}})
     assert command.run(train.main, ["--config", str(config), "--cache", str(cache), f"run={tmp_path}"]) == 2
+
+
+def test_a_refiner_is_judged_at_both_strengths(trunk: Path) -> None:
+    truth = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    worse = (truth + 0.2).clamp(0, 1)
+    whole, half = PerceptualTable(), PerceptualTable()
+    for table, refined, by_half in ((whole, truth, worse), (half, worse, truth)):
+        table.add("refined", "a", refined, truth)
+        table.add("refined by half", "a", by_half, truth)
+    assert whole.merit("refined") == pytest.approx(half.merit("refined"))
+    assert whole.merit("refined by half") < half.merit("refined by half") == pytest.approx(0)
