@@ -159,8 +159,7 @@ def _seeds(refiner: AnyRefiner, lr_CHW: Tensor, fused_CHW: Tensor, truth_CHW: Te
 
 
 def _grid(refiner: AnyRefiner, fused_CHW: Tensor) -> dict[str, float]:
-    """The image cut at four places of the grid of LR pixels, four seeds each: how much of the change, grey levels rms,
-    all have in common, how much goes with the grid (a lattice), how much with the seed."""
+    """The image cut at four places of the grid of LR pixels, four seeds each: what a change consists of."""
     side = [size // _MULTIPLE * _MULTIPLE - _MULTIPLE for size in fused_CHW.shape[-2:]]
     cuts: list[Tensor] = []
     for down, right in _CUTS:
@@ -169,12 +168,18 @@ def _grid(refiner: AnyRefiner, fused_CHW: Tensor) -> dict[str, float]:
         drawn = (repaint(refiner, cut_CHW, "wavelet", seed, lr_CHW=lr_CHW) for seed in range(_DRAWS))
         changes = torch.stack([one - cut_CHW for one in drawn])
         cuts.append(changes[..., SCALE - down : side[0] - down, SCALE - right : side[1] - right])
-    changes_NSCHW = torch.stack(cuts)
+    return parts_of_change(torch.stack(cuts))
+
+
+def parts_of_change(changes_NSCHW: Tensor) -> dict[str, float]:
+    """N cuts of one image, laid on each other, S seeds each -> grey levels rms of the change, and of what all have in
+    common, of what goes with the grid of LR pixels (a lattice), of what goes with the seed. Their squares add up."""
+    cuts, seeds = changes_NSCHW.shape[:2]
     means_NCHW = changes_NSCHW.mean(1)
     seed = changes_NSCHW.var(1).mean()
     # A mean over few seeds keeps a part of what they differ by, and one over few cuts of what those do.
-    grid = means_NCHW.var(0).mean() - seed / _DRAWS
-    common = means_NCHW.mean(0).square().mean() - (grid + seed / _DRAWS) / len(_CUTS)
+    grid = means_NCHW.var(0).mean() - seed / seeds
+    common = means_NCHW.mean(0).square().mean() - (grid + seed / seeds) / cuts
     parts = {"cut_change": changes_NSCHW.square().mean(), "by_grid": grid, "by_seed": seed, "common": common}
     return {name: float(part.clamp_min(0).sqrt()) * 255 for name, part in parts.items()}
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from experts.native.blocks.multi_branch import fold_all
 from experts.pad import pad_right_bottom
 from experts.spec import Padding
+from imaging.resize import enlarge_bicubic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ class NativeNetwork(nn.Module):
         refined_BCHW = self.texture(self.conv_after_body(deep_BCHW) + shallow_BCHW)
         residual_BCHW, routed = self.upsampler(refined_BCHW)
         # In float32 under any autocast: the residual is small beside the image and would be rounded away.
-        sr_BCHW = enlarge(padded_BCHW, self.scale) + residual_BCHW.float()
+        sr_BCHW = enlarge_bicubic(padded_BCHW, self.scale) + residual_BCHW.float()
         sr_BCHW = sr_BCHW[..., : self.scale * height, : self.scale * width]
         balances = balances if routed is None else [*balances, routed]
         # Experts in use return an image alone; only training has a use for the balance.
@@ -68,13 +68,3 @@ class NativeNetwork(nn.Module):
         if folded:
             self.hyperparameters = {**self.hyperparameters, "deployed": True}
         return folded
-
-
-def enlarge(lr_BCHW: Tensor, scale: int) -> Tensor:
-    """Bicubic enlargement in float32, equal to `imaging.resize.resize_bicubic`; in one operation, whatever autocast."""
-    beyond = 2  # pixels that a cubic uses to either side; the edge pixel is repeated there
-    wide_BCHW = F.pad(lr_BCHW.float(), (beyond, beyond, beyond, beyond), mode="replicate")
-    # antialias changes nothing when enlarging, but chooses the cubic (a = -0.5) that images are shrunk with.
-    large_BCHW = F.interpolate(wide_BCHW, scale_factor=scale, mode="bicubic", align_corners=False, antialias=True)
-    cut = beyond * scale
-    return large_BCHW[..., cut:-cut, cut:-cut]

@@ -17,6 +17,7 @@ from skimage.data import chelsea
 from torch import Tensor, nn
 
 import infer
+from benchmarks.inference.refinement import parts_of_change
 from fusion.inference.report.provenance import read_manifest
 from fusion.refinement.native.consistency import unseen
 from fusion.refinement.native.flatness import allowance
@@ -269,19 +270,35 @@ def test_flat_parts_stay_flat_and_the_input_is_kept(shipped: NativeRefiner) -> N
 
 
 def test_a_change_does_not_know_where_the_grid_of_lr_pixels_lies(shipped: NativeRefiner) -> None:
-    """The mean over seeds of the image cut at another place, laid on the first: what differs is a lattice."""
+    """The image cut at other places: what the mean over seeds differs by is a lattice."""
     fused_CHW, _ = scene()
-    side, first, seeds = 160, 4, 4
-    means, single, spread = list[Tensor](), 0.0, 0.0
+    side, first = 160, 4
+    cuts: list[Tensor] = []
     for shift in range(4):
         cut_CHW = fused_CHW[:, shift : shift + side, shift : shift + side]
         lr_CHW = downscale(cut_CHW[None])[0]
-        draws = torch.stack([change(shipped, cut_CHW, lr_CHW, 10 * shift + seed) for seed in range(seeds)])
-        means.append(draws[..., first - shift : side - shift, first - shift : side - shift].mean(0))
-        single, spread = _rms(draws), float(draws.var(0).mean())
-    # Seeds leave a part of their spread in a mean over a few.
-    by_grid = float(torch.stack(means).var(0).mean()) - spread / seeds
-    assert max(by_grid, 0.0) ** 0.5 * 255 < 0.25 * single
+        draws = torch.stack([change(shipped, cut_CHW, lr_CHW, 10 * shift + seed) for seed in range(4)])
+        cuts.append(draws[..., first - shift : side - shift, first - shift : side - shift])
+    parts = parts_of_change(torch.stack(cuts))
+    assert parts["by_grid"] < 0.25 * parts["cut_change"]
+    # The same, with a faint lattice that each cut has at its own place.
+    lattice = torch.zeros(4, 1, 1, side - first, side - first)
+    for shift in range(4):
+        lattice[shift, ..., shift::4, shift::4] = 8 / 255
+    assert parts_of_change(torch.stack(cuts) + lattice)["by_grid"] > 0.25 * parts["cut_change"]
+
+
+def test_a_change_is_taken_apart_into_what_it_was_made_of() -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def noise(levels: float, *shape: int) -> Tensor:
+        return torch.randn(*shape, 3, 64, 64, generator=draw) * levels / 255
+
+    parts = parts_of_change(noise(3, 1, 1) + noise(2, 4, 1) + noise(4, 4, 4))
+    assert parts["common"] == pytest.approx(3, rel=0.05)
+    assert parts["by_grid"] == pytest.approx(2, rel=0.05)
+    assert parts["by_seed"] == pytest.approx(4, rel=0.05)
+    assert parts["cut_change"] == pytest.approx(29**0.5, rel=0.05)
 
 
 def _rms(change_CHW: Tensor) -> float:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imaging.refusal import Refusal
+from imaging.resize import enlarge_bicubic
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ class NativeRefinerNetwork(nn.Module):
 
     def _textures(self, fused_BCHW: Tensor, lr_BCHW: Tensor, noisy_BCHW: Tensor) -> Tensor:
         """Filtered noise, then the filtered detail that the fused image has above its enlarged LR image."""
-        enlarged_BCHW = F.interpolate(lr_BCHW, scale_factor=SCALE, mode="bicubic", antialias=True)
-        detail_BCHW = (fused_BCHW - enlarged_BCHW) / self.spread
+        detail_BCHW = (fused_BCHW - enlarge_bicubic(lr_BCHW)) / self.spread
         return self.filters(torch.cat([F.pixel_shuffle(noisy_BCHW, SCALE), detail_BCHW], dim=1))
 
     @staticmethod
