@@ -18,6 +18,7 @@ from torch import nn
 
 from experts.loading.load import load_network
 from experts.loading.weights import StateFile, read_state_file, require_weights
+from experts.native.base import NativeNetwork
 from experts.open import spec_of
 from experts.pad import pad_right_bottom
 from experts.spec import ExpertSpec, WeightsSource
@@ -37,12 +38,15 @@ SCALE_SETTINGS = ("scale", "upscale", "upscaling_factor", "up_scale")
 
 @dataclass(frozen=True)
 class TrainableNetwork:
-    """The network with gradients; `run` pads, runs and cuts, in training as in use."""
+    """The network with gradients; `run` pads, runs and cuts, in training as in use.
+
+    A routed network of ours gives (image, balance) while it is trained, see `experts/native/base.py`.
+    """
 
     network: nn.Module
     architecture: str
     hyperparameters: dict[str, Any]
-    run: Callable[[nn.Module, Tensor], Tensor]
+    run: Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, Tensor]]
     scale: int
 
 
@@ -76,8 +80,11 @@ def open_student(wanted: str, catalog: Catalog) -> TrainableNetwork:
 def _trainable(loaded: LoadedNetwork) -> TrainableNetwork:
     """Thawed, in float32."""
     padding, call, scale = loaded.padding, loaded.call, loaded.scale
+    pads_itself = isinstance(loaded.network, NativeNetwork)
 
-    def run(network: nn.Module, lr_BCHW: Tensor) -> Tensor:
+    def run(network: nn.Module, lr_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if pads_itself:
+            return network(lr_BCHW)
         height, width = lr_BCHW.shape[-2:]
         return call(network, pad_right_bottom(lr_BCHW, padding))[..., : scale * height, : scale * width]
 

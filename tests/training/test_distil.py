@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -207,6 +208,19 @@ def test_students_by_their_class(name: str, stage: Stage) -> None:
     values = small.get(name, {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8, "norm": False})
     assert stage.run(steps=2, network={"name": name, "settings": values}) in (0, 1)
     assert open_experts([str(stage.work / "run" / "model.safetensors")])[0].identity.architecture == name
+
+
+def test_a_routed_network_of_ours_goes_on_from_its_file(stage: Stage) -> None:
+    """In training it gives its image and the balance of its experts."""
+    small = {"widths": [16, 16], "up_depths": [1], "depths": [1, 1], "kernel": 3}
+    stage.run(steps=2, network={"name": "MSG", "settings": small})
+    first = stage.folder / "routed.safetensors"
+    (stage.work / "run" / "model.safetensors").rename(first)
+    shutil.rmtree(stage.work / "run")
+    assert stage.run("--student", first, steps=2) in (0, 1)
+    went_on, before = load_file(stage.work / "run" / "model.safetensors"), load_file(first)
+    assert went_on.keys() == before.keys()
+    assert any(not torch.equal(went_on[key], before[key]) for key in before)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class Student:
     network: nn.Module
     architecture: str
     hyperparameters: Mapping[str, Any]
-    run: Callable[[nn.Module, Tensor], Tensor]
+    run: Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
