@@ -85,7 +85,8 @@ def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
         errors = error.errors()
         # A mistyped name is often reported twice, as unknown and as missing; the unknown one is the more useful.
         first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
-        place = ".".join(str(part) for part in first["loc"])
+        # Of a value that may be of several types, pydantic names the type as well: `features.literal['taps','none']`.
+        place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]))
             raise Refusal(f"unknown setting '{place}'", where=where, cure=hint) from None

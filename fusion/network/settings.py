@@ -115,11 +115,12 @@ class FusionSettings(Settings):
     """The whole network. A phase that is off has no parameters; neither has one whose result no other phase reads.
 
     On by default are those worth their cost (docs/results/fusion-experiments.md); naming another switches it on.
+    `features`: of all experts (`taps`), of none, or of those named; the others give their images alone.
     """
 
     experts: tuple[ExpertSlot, ...] = Field(default=REFERENCE_EXPERTS, min_length=1)
     scale: int = Field(default=SCALE, ge=min(SCALES), le=max(SCALES))  # the experts' own
-    features: Literal["taps", "none"] = "taps"
+    features: Literal["taps", "none"] | tuple[str, ...] = Field(default="taps", min_length=1)
     context_width: int = Field(default=64, ge=1)
     bands: BandsSettings = BandsSettings(enabled=False)
     cross_band: CrossBandSettings = CrossBandSettings(enabled=False)
@@ -140,6 +141,9 @@ class FusionSettings(Settings):
     def _check(self) -> FusionSettings:
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"an expert is named twice: {', '.join(self.names)}")
+        if isinstance(self.features, tuple) and "experts" in self.model_fields_set:  # else they are not known yet
+            for name in self.features:
+                self.index_of(name)
         for phase in (self.cross_band, self.collaboration):
             if phase.inner % phase.heads:
                 raise ValueError(f"inner width {phase.inner} is not a multiple of {phase.heads} heads")
@@ -176,9 +180,10 @@ class FusionSettings(Settings):
         return self.cross_band.enabled and self.has_bands
 
     def channels_of(self, name: str) -> int:
-        """Feature channels that the network reads from an expert; 0 in the mode without features."""
+        """Feature channels that the network reads from an expert; 0 where it is to do without them."""
         slot = self.experts[self.index_of(name)]
-        return slot.channels if self.features == "taps" else 0
+        read = name in self.features if isinstance(self.features, tuple) else self.features == "taps"
+        return slot.channels if read else 0
 
     def index_of(self, name: str) -> int:
         """An expert's place in the network's order."""

@@ -132,6 +132,21 @@ def test_without_features_no_projection_exists() -> None:
     assert torch.equal(model(lr, sr).image_BCHW, model(lr, sr, feats).image_BCHW)
 
 
+def test_features_of_the_experts_named() -> None:
+    """Those of the others change nothing, and have no layers; a name that the model does not know is refused."""
+    slots = [ExpertSlot(name="a", channels=6), ExpertSlot(name="on", channels=4)]  # `on` is a part of `none`
+    model = stir(small_model(slots=slots, features=("a",)))
+    lr, sr, feats = batch_for(model.settings)
+    other = {"a": feats["a"], "on": torch.randn(lr.shape[0], 4, *lr.shape[-2:])}
+    assert torch.equal(model(lr, sr, feats).image_BCHW, model(lr, sr, other).image_BCHW)
+    assert not torch.equal(model(lr, sr, feats).image_BCHW, model(lr, sr, None).image_BCHW)
+    assert model.refine is not None and model.refine.features is not None
+    assert list(model.refine.features.project) == ["0"]
+    assert small_settings(slots, features="none").channels_of("on") == 0
+    with pytest.raises(Refusal, match="expert 'b' is unknown to this model"):
+        small_settings(slots, features=("b",))
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_any_number_of_experts(count: int) -> None:
     slots = [ExpertSlot(name=f"e{i}", channels=3 * i) for i in range(count)]
