@@ -93,9 +93,8 @@ def test_safetensors_open_in_spandrel(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("img_range", "res_scale"), [(255.0, 1.0), (1.0, 1.0), (255.0, 0.1)])
 def test_edsr_opens_in_spandrel_as_an_rcan(img_range: float, res_scale: float, tmp_path: Path) -> None:
-    features = 256 if res_scale != 1 else 12  # by which a file's residual scale is known
-    edsr = EDSR(num_feat=features, num_block=2, img_range=img_range, res_scale=res_scale)
-    values = {"num_feat": features, "num_block": 2, "img_range": img_range, "res_scale": res_scale}
+    edsr = EDSR(num_feat=12, num_block=2, img_range=img_range, res_scale=res_scale)
+    values = {"num_feat": 12, "num_block": 2, "img_range": img_range, "res_scale": res_scale}
     origin = {"steps": 7}
     export_weights(
         tmp_path / "e.safetensors",
