@@ -95,7 +95,8 @@ def measure(image_CHW: Tensor, fused_CHW: Tensor, lr_CHW: Tensor | None) -> dict
 
 
 def _lr_rms(image_CHW: Tensor, lr_CHW: Tensor) -> float:
-    return _rms(downscale(image_CHW.clamp(0, 1)[None])[0] - lr_CHW)
+    # Bicubic reduction overshoots at edges; an LR file is cut off at black and white, where the truth itself is beyond.
+    return _rms(downscale(image_CHW.clamp(0, 1)[None])[0].clamp(0, 1) - lr_CHW)
 
 
 def _rms(x: Tensor) -> float:

@@ -208,6 +208,14 @@ def test_what_the_guard_measures() -> None:
     assert "lr_rms" not in measure(image, fused, None)
 
 
+def test_the_truth_of_an_lr_file_misses_nothing_of_it() -> None:
+    """Black on white: its bicubic reduction is beyond both, where the file is cut off."""
+    image = (image_of(40, 64) > 0.5).float()
+    reduced = downscale(image[None])[0]
+    assert float((reduced - reduced.clamp(0, 1)).abs().max()) > 0.02
+    assert measure(image, image, reduced.clamp(0, 1))["lr_rms"] == pytest.approx(0, abs=1e-3)
+
+
 def test_blend_meets_both_ends_bit_for_bit() -> None:
     fused, painted = noise(3, 20, 30), noise(3, 20, 30, seed=1)
     assert blend(fused, painted, 0.0).equal(fused)
