@@ -25,6 +25,7 @@ from fusion.refinement.native.network import ARCHITECTURE, PACKED, NativeRefiner
 from fusion.refinement.native.noise import noise_at
 from fusion.refinement.native.open import NativeRefiner, open_native
 from fusion.refinement.native.run import change_of, count_native_tiles
+from fusion.refinement.native.textures import make_grains
 from fusion.refinement.presets import Blend
 from fusion.refinement.refine import refine
 from fusion.studio import serve
@@ -47,7 +48,7 @@ def small_file(path: Path, *, widths: tuple[int, ...] = (8, 16), architecture: s
     """A file as training writes it, with random weights, also in the last layer."""
     torch.manual_seed(0)
     network = NativeRefinerNetwork(widths)
-    nn.init.normal_(network.unet.conv_out.weight, std=0.1)
+    nn.init.normal_(network.unet.conv_out.weight, std=0.03)
     settings = {"widths": list(widths)}
     export_weights(path, network.state_dict(), architecture=architecture, hyperparameters=settings, provenance={})
     return path
@@ -91,6 +92,17 @@ def test_an_output_pixel_sees_no_further_than_reach(widths: tuple[int, ...]) -> 
     assert middle - int(seen.min()) <= network.reach
     assert int(seen.max()) - middle <= network.reach
     assert int(seen.max()) - int(seen.min()) > network.reach  # and the margin is no waste
+
+
+def test_grains_are_alike_in_every_direction() -> None:
+    """Their power at one frequency, along an axis and along a diagonal, of all rings together; none changes a mean."""
+    grains = make_grains()
+    assert grains.sum((2, 3)).abs().max() < 1e-6
+    torch.testing.assert_close(grains.square().sum((1, 2, 3)), torch.ones(len(grains)))
+    power = torch.fft.fft2(grains.sum(1), s=(200, 200)).abs().square().sum(0)
+    for place in range(30, 75, 5):
+        slant = round(place / 2**0.5)
+        assert float(power[slant, slant]) == pytest.approx(float(power[0, place]), rel=0.2)
 
 
 def test_one_euler_step_of_diffusers_scheduler_is_the_prediction() -> None:

@@ -4,9 +4,7 @@ A flow (Lipman et al. 2022) from noise at time 1 to the residual (truth minus fu
 spread. The network predicts where the flow ends, so that one Euler step from time 1 returns its prediction, and a last
 layer of zeros returns the fused image.
 
-What it returns at LR size is no pixels but amounts, enlarged smoothly, of textures: small learned filters of the noise
-and of the fused image's detail at full size. Pixels predicted at LR size would repeat a pattern every four pixels.
-Axes: B batch, C channels, T textures, H and W.
+What the UNet returns at LR size is no pixels: textures.py makes pixels of it. Axes: B batch, C channels, H and W.
 """
 
 from __future__ import annotations
@@ -18,17 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusion.refinement.native.textures import COLOURS, REACH, Textures, detail_of
 from imaging.refusal import Refusal
-from imaging.resize import enlarge_bicubic
 from imaging.scale import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ARCHITECTURE = "NativeRefiner"
-COLOURS = 3
 PACKED = COLOURS * SCALE**2  # channels of an image of four times LR size, unshuffled to LR size
-_FILTER = 7  # pixels a side
 _TIMES = 1000  # diffusers counts the time of a flow in thousandths
 EXTRA_CURE = "pip install 'championship-sr[diffusion]'"
 
@@ -55,19 +51,22 @@ class PixelNorm(nn.Module):
 
 class NativeRefinerNetwork(nn.Module):
     """`widths`: channels of each level, halving the sides from one to the next; `spread`: what residuals are divided
-    by, about the mean square of truth minus fused image (its root); `textures`: filters of noise, and of detail."""
+    by, about the mean square of truth minus fused image (its root); `textures` and `hidden`: see textures.py."""
 
     def __init__(
-        self, widths: Sequence[int] = (64, 96), layers: int = 1, spread: float = 0.1, textures: int = 12
+        self,
+        widths: Sequence[int] = (64, 96),
+        layers: int = 1,
+        spread: float = 0.1,
+        textures: int = 12,
+        hidden: int = 16,
     ) -> None:
         super().__init__()
         self.spread, self.levels = spread, len(widths)
         self.multiple = 2 ** (self.levels - 1)
         self.reach = _reach(self.levels, layers)
-        self.unet = _unet(tuple(widths), layers, COLOURS * 2 * textures)
-        self.filters = nn.Conv2d(
-            2 * COLOURS, 2 * textures, _FILTER, padding=_FILTER // 2, padding_mode="replicate", groups=2, bias=False
-        )
+        self.textures = Textures(textures, hidden)
+        self.unet = _unet(tuple(widths), layers, self.textures.channels)
 
     def forward(self, fused_BCHW: Tensor, lr_BCHW: Tensor, noisy_BCHW: Tensor, time_B: Tensor | float = 1.0) -> Tensor:
         """`noisy_BCHW` (B, 48, H, W): the point of the flow, at time 1 noise of unit variance -> residual, image size.
@@ -75,26 +74,16 @@ class NativeRefinerNetwork(nn.Module):
         LR sides must be multiples of `multiple`.
         """
         seen_BCHW = torch.cat([F.pixel_unshuffle(fused_BCHW * 2 - 1, SCALE), lr_BCHW * 2 - 1, noisy_BCHW], dim=1)
-        amounts_BCHW = self.unet(seen_BCHW, time_B * _TIMES, return_dict=False)[0]
-        amounts_BCHW = F.interpolate(amounts_BCHW, scale_factor=SCALE, mode="bilinear", align_corners=False)
-        return self._mixed(amounts_BCHW, self._textures(fused_BCHW, lr_BCHW, noisy_BCHW)) * self.spread
-
-    def _textures(self, fused_BCHW: Tensor, lr_BCHW: Tensor, noisy_BCHW: Tensor) -> Tensor:
-        """Filtered noise, then the filtered detail that the fused image has above its enlarged LR image."""
-        detail_BCHW = (fused_BCHW - enlarge_bicubic(lr_BCHW)) / self.spread
-        return self.filters(torch.cat([F.pixel_shuffle(noisy_BCHW, SCALE), detail_BCHW], dim=1))
-
-    @staticmethod
-    def _mixed(amounts_BCHW: Tensor, textures_BTHW: Tensor) -> Tensor:
-        """Each colour has amounts of its own: of them and the textures, the sum of products."""
-        return (amounts_BCHW.unflatten(1, (COLOURS, -1)) * textures_BTHW[:, None]).sum(2)
+        told_BCHW = self.unet(seen_BCHW, time_B * _TIMES, return_dict=False)[0]
+        detail_BCHW = detail_of(fused_BCHW, lr_BCHW) / self.spread
+        return self.textures(told_BCHW, F.pixel_shuffle(noisy_BCHW, SCALE), detail_BCHW) * self.spread
 
     def velocity(self, predicted_BCHW: Tensor, noisy_BCHW: Tensor, time_B111: Tensor | float = 1.0) -> Tensor:
         """The prediction (B, 3, 4H, 4W) as the velocity that `FlowMatchEulerDiscreteScheduler.step` takes."""
         return (noisy_BCHW - F.pixel_unshuffle(predicted_BCHW / self.spread, SCALE)) / time_B111
 
 
-def _unet(widths: tuple[int, ...], layers: int, amounts: int) -> Any:
+def _unet(widths: tuple[int, ...], layers: int, channels: int) -> Any:
     if find_spec("diffusers") is None:
         raise Refusal("the native refiner needs diffusers", where="refiner", cure=EXTRA_CURE)
     try:
@@ -104,7 +93,7 @@ def _unet(widths: tuple[int, ...], layers: int, amounts: int) -> Any:
         raise Refusal(f"diffusers cannot be imported ({first})", where="refiner", cure=EXTRA_CURE) from error
     unet = UNet2DModel(
         in_channels=2 * PACKED + COLOURS,
-        out_channels=amounts,
+        out_channels=channels,
         block_out_channels=widths,
         layers_per_block=layers,
         down_block_types=("DownBlock2D",) * len(widths),
@@ -130,7 +119,7 @@ def _localize(module: nn.Module) -> None:
 def _reach(levels: int, layers: int) -> int:
     """How many LR pixels away an output pixel's inputs lie at most, rounded up to what the levels' sides divide by."""
     # Each residual block has two 3x3 convolutions; the way up has one block more a level than the way down.
-    pixels = 4  # first and last convolution, enlarging the amounts, the filters
+    pixels = 2 + REACH  # first and last convolution, the textures
     for level in range(levels):
         deepest = level == levels - 1
         blocks = layers + (layers + 1) + (2 if deepest else 0)
