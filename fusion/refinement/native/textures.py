@@ -21,7 +21,8 @@ COLOURS = 3
 _FILTER = 7  # pixels a side
 _RINGS = (0.16, 0.24, 0.34, 0.46)  # cycles a pixel; the LR image holds 0.125
 _BELL = 1.6  # pixels, its standard deviation
-_COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))  # grey, and two at right angles to it and each other
+# Grey, and two at right angles to it and to each other.
+_OPPONENT_COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 REACH = 3  # LR pixels: enlarging one, seven pixels a side and three convolutions of three
 
 
@@ -69,7 +70,7 @@ def make_grains() -> Tensor:
     for frequency in _RINGS:
         ring_HW = bell_HW * torch.cos(2 * math.pi * frequency * radius_HW)
         ring_HW = ring_HW - bell_HW * ring_HW.sum() / bell_HW.sum()
-        grains += [torch.tensor(colour)[:, None, None] * ring_HW for colour in _COLOURS]
+        grains += [torch.tensor(colour)[:, None, None] * ring_HW for colour in _OPPONENT_COLOURS]
     return torch.stack([grain / grain.norm() for grain in grains])
 
 
