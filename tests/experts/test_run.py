@@ -268,10 +268,13 @@ def test_from_a_file_named_by_its_path_the_tap_is_known(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hat-l", "drct-l", "edsr-l", "grl-b"])
 def test_the_full_size_network_equals_spandrels_forward(name: str) -> None:
-    """The published configurations with seeded weights, through our loading and running and through spandrel's."""
+    """The published configurations, seeded weights (GRL has fewer blocks): our loading and running, and spandrel's."""
     spec = built_in_catalog().get(name)
     assert spec.architecture is not None
     assert spec.tap is not None
+    if name == "grl-b":  # half a minute a forward: a block for each of its groups of four to eight
+        thin = {**spec.hyperparameters, "depths": [1] * 7}
+        spec = spec.model_copy(update={"hyperparameters": thin, "parameters": None})
     torch.manual_seed(0)
     network = CLASSES[spec.architecture](**spec.hyperparameters).eval()
     state = StateFile(Path("seeded.safetensors"), dict(network.state_dict()), {}, "0" * 64)
@@ -287,16 +290,9 @@ def test_the_full_size_network_equals_spandrels_forward(name: str) -> None:
         weights_sha256="0" * 64,
         device=torch.device("cpu"),
     )
-    theirs: list[torch.Tensor] = []
-    loaded.network.register_forward_hook(lambda _network, _inputs, sr_BCHW: theirs.append(sr_BCHW))
     output = expert.run(lr_BCHW)
-    if name == "grl-b":  # half a minute a forward: the loaded network's own, whose weights are compared instead
-        (own,) = theirs
-        assert loaded.network.hyperparameters == network.hyperparameters
-        assert all(torch.equal(value, loaded.network.state_dict()[key]) for key, value in network.state_dict().items())
-    else:
-        with torch.no_grad():
-            own = network(pad_right_bottom(lr_BCHW, padding))
+    with torch.no_grad():
+        own = network(pad_right_bottom(lr_BCHW, padding))
     height, width = lr_BCHW.shape[-2:]
     torch.testing.assert_close(output.sr_BCHW, own[..., : 4 * height, : 4 * width], rtol=0, atol=1e-5)
     assert output.feat_BCHW is not None
