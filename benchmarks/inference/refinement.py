@@ -79,7 +79,7 @@ def items(
     """(name, LR, fused image, truth) of each image, (C, H, W) float32."""
     model = load_model(model_file).eval()
     experts = list(model.settings.names)
-    reader = CacheReader(cache, experts=experts, features=model.settings.features == "taps")
+    reader = CacheReader(cache, experts=experts, features=model.settings.reads_features)
     model.settings.check_weights(reader.recipe.weights(experts))
     if not reader.has_hr:
         raise Refusal("has no HR images to measure against", where=cache, cure="extract it with HR images")

@@ -180,7 +180,7 @@ def _open(
     cache: Path | str, experts: Sequence[str], items: Sequence[str] | None, model: FusionSR | None
 ) -> CacheReader:
     """With features only where a fusion reads them."""
-    features = learned(model) is not None and model is not None and model.settings.features == "taps"
+    features = learned(model) is not None and model is not None and model.settings.reads_features
     reader = CacheReader(cache, experts=experts, items=items, features=features)
     if model is not None:
         model.settings.check_weights(reader.recipe.weights(experts))

@@ -64,7 +64,7 @@ def variants_of(configured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Variant -> what it changes in network.settings: each phase that is on, off; each that is off, on."""
     settings = parse_settings(FusionSettings, configured, where="network.settings")
     variants: dict[str, dict[str, Any]] = {CONFIGURED: {}}
-    if settings.features != "none":
+    if settings.reads_features:
         variants["no features"] = {"features": "none"}
     for phase in PHASES:
         enabled = getattr(settings, phase).enabled

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def measure(model: FusionSR, cache: Path | str, experts: Sequence[str]) -> ScoreTable:
     """Every item of a cache: each expert, their mean, least squares, the base, the fused image."""
-    reader = CacheReader(cache, experts=experts, features=model.settings.features != "none")
+    reader = CacheReader(cache, experts=experts, features=model.settings.reads_features)
     model.settings.check_weights(reader.recipe.weights(experts))
     if not reader.has_hr:
         raise Refusal("has no HR images to measure against", where=cache, cure="extract it with HR images")

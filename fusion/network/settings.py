@@ -179,6 +179,11 @@ class FusionSettings(Settings):
         """Phase 3 is built: switched on, and there are bands to attend over."""
         return self.cross_band.enabled and self.has_bands
 
+    @property
+    def reads_features(self) -> bool:
+        """Of any expert."""
+        return self.features != "none"
+
     def channels_of(self, name: str) -> int:
         """Feature channels that the network reads from an expert; 0 where it is to do without them."""
         slot = self.experts[self.index_of(name)]

@@ -49,9 +49,17 @@ def small_file(path: Path, *, widths: tuple[int, ...] = (8, 16), architecture: s
     torch.manual_seed(0)
     network = NativeRefinerNetwork(widths)
     nn.init.normal_(network.unet.conv_out.weight, std=0.03)
+    draw_at_random(network, 0.1)
     settings = {"widths": list(widths)}
     export_weights(path, network.state_dict(), architecture=architecture, hyperparameters=settings, provenance={})
     return path
+
+
+def draw_at_random(network: NativeRefinerNetwork, std: float) -> None:
+    """Its convolutions at full size begin with a last layer of zeros, beside which no other of them is seen."""
+    last = network.textures.draw[-1]
+    assert isinstance(last, nn.Conv2d)
+    nn.init.normal_(last.weight, std=std)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,7 @@ def test_it_is_small_and_begins_as_the_fused_image() -> None:
 def test_an_output_pixel_sees_no_further_than_reach(widths: tuple[int, ...]) -> None:
     network = NativeRefinerNetwork(widths)
     nn.init.normal_(network.unet.conv_out.weight)
+    draw_at_random(network, 1.0)
     middle, side = network.reach + network.multiple, 2 * network.reach + 3 * network.multiple
     noise = torch.randn(1, PACKED, side, side, requires_grad=True)
     answer = network(torch.rand(1, 3, 4 * side, 4 * side), torch.rand(1, 3, side, side), noise)
