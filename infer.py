@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
@@ -38,13 +37,14 @@ from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, precision_of, request_of
 from fusion.refinement.open import open_refiner
 from imaging.cluster.options import cluster_options_of
-from imaging.command import run
+from imaging.command import CommandParser, run
 from imaging.device import SideBySide, best_device, find_device
 from imaging.dihedral import transform
 from imaging.refusal import Refusal
 from imaging.scale import enlarged
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from torch import Tensor
@@ -72,7 +72,7 @@ def main(
 
 def command_line(arguments: Sequence[str]) -> int:
     """Parse, build, call."""
-    parser = argparse.ArgumentParser(prog="infer.py", description="upscale images four times by fused experts")
+    parser = CommandParser(prog="infer.py", description="upscale images four times by fused experts")
     add_arguments(parser)
     words = parser.parse_args(arguments)
     request = request_of(words)

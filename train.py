@@ -36,7 +36,7 @@ from fusion.training.tasks.expert import ExpertTask
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.networks import NetworkKind, build_network, initial_weights_seed
 from fusion.training.tasks.refiner import RefinerTask
-from imaging.command import DONE, REFUSED, print_json, run
+from imaging.command import DONE, REFUSED, CommandParser, print_json, run
 from imaging.device import best_device
 from imaging.paths import find_shipped
 from imaging.refusal import Refusal
@@ -226,7 +226,7 @@ def live_source(settings: TrainSettings, rank: int, world: int, *, trust_code: b
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train.py", description="train an expert, or the fusion of experts")
+    parser = CommandParser(prog="train.py", description="train an expert, or the fusion of experts")
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
     parser.add_argument("--cache", type=parse_location, help="train fusion from this folder or s3:// (data.cache)")

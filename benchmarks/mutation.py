@@ -6,7 +6,6 @@ sampled, since all of them take hours, and counted. Its folder `mutants/` keeps 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import resource
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imaging.atomic import write_text
-from imaging.command import DONE, run
+from imaging.command import DONE, CommandParser, run
 from imaging.paths import ROOT
 from imaging.refusal import Refusal
 
@@ -36,7 +35,7 @@ NOTES = "\n## Notes\n"
 
 def main(arguments: Sequence[str]) -> int:
     """Try a sample of each file's mutants and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation", description=__doc__)
+    parser = CommandParser(prog="python -m benchmarks.mutation", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown; its notes are kept")
     parser.add_argument("--sample", type=int, default=30, metavar="N", help="mutants tried of each file, at random")
     parser.add_argument("--seed", type=int, default=16)

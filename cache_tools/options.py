@@ -13,7 +13,7 @@ from cache_tools.storage.item_cache import add_local_cache_arguments
 from cache_tools.write.recipe import ExtractSettings, keeps_features
 from experts.words import split_words
 from imaging.cluster.options import add_engine_arguments
-from imaging.command import parse_shard
+from imaging.command import CommandParser, parse_shard
 from imaging.device import AUTO, choose_device
 from imaging.scale import SCALE, SCALES
 
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; a wrong one prints its usage and exits with 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cache_tools", description="Run the experts once and keep their outputs."
-    )
+    """Read the command line."""
+    parser = CommandParser(prog="python -m cache_tools", description="Run the experts once and keep their outputs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_plan, _add_extract, _add_info, _add_verify, _add_merge, _add_repack, _add_transfers):
         add(commands)
@@ -40,13 +38,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 
 
-def _command(commands: Commands[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
+def _command(commands: Commands[CommandParser], name: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return parser
 
 
-def _add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_plan(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "plan", "forecast bytes, files, time and free space, before anything runs")
     _image_options(parser)
     _expert_options(parser)
@@ -57,7 +55,7 @@ def _add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--rate", type=float, metavar="S", help="measured instead: seconds of a worker for a million LR pixels")
 
 
-def _add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_extract(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "extract", "run the experts once and keep their outputs; resumable")
     _image_options(parser)
     _expert_options(parser)
@@ -67,13 +65,13 @@ def _add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
     add_engine_arguments(parser)
 
 
-def _add_info(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_info(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "info", "what a cache holds, where it came from, how good each expert is")
     _cache_argument(parser)
     parser.add_argument("--score", type=int, default=100, metavar="ITEMS", help="items to measure PSNR on, 0 for none")
 
 
-def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_verify(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "verify", "find damaged, missing and foreign items")
     _cache_argument(parser)
     depth = parser.add_mutually_exclusive_group()
@@ -87,7 +85,7 @@ def _cache_argument(parser: argparse.ArgumentParser, name: str = "cache", nargs:
     add_local_cache_arguments(parser)
 
 
-def _add_transfers(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_transfers(commands: Commands[CommandParser]) -> None:
     push = _command(commands, "push", "copy a cache to object storage or hf://datasets/USER/NAME; resumable")
     push.add_argument("cache", type=parse_location)
     push.add_argument("address", type=parse_location)
@@ -96,13 +94,13 @@ def _add_transfers(commands: Commands[argparse.ArgumentParser]) -> None:
     pull.add_argument("cache", type=parse_location)
 
 
-def _add_merge(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_merge(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "merge", "unite shards of one recipe, or join different experts over the same images")
     _cache_argument(parser, "caches", nargs="+")
     parser.add_argument("--out", type=parse_location, required=True)
 
 
-def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_repack(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "repack", "rewrite in a smaller profile, with fewer experts or other compression")
     _cache_argument(parser)
     parser.add_argument("--out", type=parse_location, required=True)
@@ -111,7 +109,7 @@ def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--compress", choices=("none", "gzip", "zstd"))
 
 
-def _add_imports(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_imports(commands: Commands[CommandParser]) -> None:
     images = _command(commands, "import-images", "folders of a model's images -> a cache with an expert per folder")
     images.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER")
     images.add_argument("--scale", type=int, choices=SCALES, default=SCALE, help="of these images to LR; default 4")
@@ -122,7 +120,7 @@ def _add_imports(commands: Commands[argparse.ArgumentParser]) -> None:
     _format_options(tensors, "compact")
 
 
-def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_bench(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "bench", "measure bytes, reading speed, extraction overhead and errors")
     parser.add_argument("--out", type=Path, help="also write the results to this Markdown file")
     parser.add_argument("--work", type=Path, default=None, help="folder for the bench's files (several GB; removed)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -30,6 +29,7 @@ from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from experts.catalog import Catalog
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experts", description=__doc__)
+    parser = command.CommandParser(prog="python -m experts", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = command.CommandParser(add_help=False)
     catalog_help = "a YAML file with further experts, in the form of catalog.yaml"
     common.add_argument("--catalog", "--config", dest="config", type=Path, metavar="FILE", help=catalog_help)
     common.add_argument("--json", action="store_true", help="print one JSON document")
 
-    trust = argparse.ArgumentParser(add_help=False)
+    trust = command.CommandParser(add_help=False)
     trust.add_argument("--trust-code", action="store_true", help="run the Python file of a code: expert")
 
     one = commands.add_parser("list", parents=[common], help="all known experts and whether their weights are here")

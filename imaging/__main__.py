@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from imaging.command import DONE, FAILURES_LISTED, print_json, run
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json, run
 from imaging.files import list_images, read_rgb, write_picture
 from imaging.resize import crop_to_multiple, downscale_8bit
 from imaging.scale import SCALE, SCALES
@@ -21,6 +20,7 @@ from imaging.tools.pack import pack
 from imaging.tools.samples import write_samples
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from imaging.tools.check_resize import Agreement
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m imaging", description=__doc__)
+    parser = CommandParser(prog="python -m imaging", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = CommandParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document")
 
     one = commands.add_parser("check-resize", parents=[common], help="compare our downscale of HR/ with LRx4/")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -26,6 +28,30 @@ class _AboveBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Line by line: tables keep their lines, but no file name moves the cursor or colours the terminal.
         tqdm.write("\n".join(map(printable, self.format(record).split("\n"))), file=sys.stderr)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse with whole option names only, which refuses in one line: `--trust-cod` must not run code."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("allow_abbrev", False)
+        super().__init__(**settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Name the option that was meant, if one is close."""
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        close = get_close_matches(words.split("=")[0].split(" ")[0], self._all_options(), n=1) if unknown else []
+        cure = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists what there is"
+        raise Refusal(message, where=self.prog, cure=cure)
+
+    def _all_options(self) -> list[str]:
+        """Of the subcommands, too: what they do not know is refused by the parser above them."""
+        options: list[str] = []
+        for action in self._actions:
+            options += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
+                options += [one for command in action.choices.values() for one in command._all_options()]
+        return options
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from benchmarks.fusion import measure
 from imaging.atomic import write_text
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,7 @@ KINDS: tuple[Kind, ...] = ("default", "every phase", "original")
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and write the report where asked."""
-    parser = argparse.ArgumentParser(prog="python -m fusion bench", description=__doc__)
+    parser = CommandParser(prog="python -m fusion bench", description=__doc__)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--lr-size", type=int, default=64, help="side of the LR patches")
     parser.add_argument("--repeats", type=int, default=3)

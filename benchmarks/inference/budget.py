@@ -5,7 +5,6 @@ Real runs of the command line on real files: what is planned, what it took, and 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shlex
@@ -21,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.inference.cost import INFER
 from fusion.evaluation.folders import evaluate
 from imaging.atomic import write_text
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 from imaging.metrics import BORDER
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Point:
 
 def main(arguments: Sequence[str]) -> int:
     """Run, score, write the table."""
-    parser = argparse.ArgumentParser(prog="python -m fusion bench-budget", description=__doc__)
+    parser = CommandParser(prog="python -m fusion bench-budget", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, help="as infer.py's; with budget.json beside it, or --budget-model")
     add("--experts", help="as infer.py's")

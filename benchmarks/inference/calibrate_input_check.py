@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shlex
 from datetime import date
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from fusion.inference.input_check import A_SET, TROUBLES, central_luma, judge, measures
 from imaging.atomic import write_text
-from imaging.command import DONE, FAILURES_LISTED
+from imaging.command import DONE, FAILURES_LISTED, CommandParser
 from imaging.files import list_images, read_raster
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, judge, write; exit 1 when a clean image would be warned about."""
-    parser = argparse.ArgumentParser(prog="python -m fusion calibrate-look", description=__doc__)
+    parser = CommandParser(prog="python -m fusion calibrate-look", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="clean LR images")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a Markdown file")
     words = parser.parse_args(arguments)

@@ -6,7 +6,6 @@ Axes: C colour, H and W of an output.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ from benchmarks.inference.seams import compare
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.save import FILE_NAME, save_model
 from imaging.atomic import write_text
-from imaging.command import DONE
+from imaging.command import DONE, CommandParser
 from imaging.files import png_rows, read_raster
 from imaging.paths import ROOT
 from imaging.refusal import Refusal
@@ -56,7 +55,7 @@ class Run:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m fusion bench-inference", description=__doc__)
+    parser = CommandParser(prog="python -m fusion bench-inference", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a Markdown file")
     parser.add_argument("--sizes", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="sides for memory")
     parser.add_argument("--time", type=int, nargs="*", default=[64, 128, 256], help="sides to time the default on")

@@ -6,7 +6,6 @@ thread. `points.json` in the folder is written after every run: a stopped measur
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -31,7 +30,7 @@ from experts.loading.weights import find_weights
 from fusion.evaluation.folders import evaluate
 from fusion.inference.model_selection import NONE, ModelPreset, find_preset
 from imaging.atomic import write_text
-from imaging.command import DONE
+from imaging.command import DONE, CommandParser
 from imaging.files.folders import list_images
 from imaging.hashes import file_sha256
 from imaging.metrics import BORDER
@@ -57,7 +56,7 @@ class Way:
 
 def main(arguments: Sequence[str]) -> int:
     """Run every way, write points, table and picture."""
-    parser = argparse.ArgumentParser(prog="python -m fusion bench-pareto", description=__doc__)
+    parser = CommandParser(prog="python -m fusion bench-pareto", description=__doc__)
     add = parser.add_argument
     add("--lr", type=Path, required=True, help="a folder of LR images")
     add("--hr", type=Path, required=True, help="the true images")

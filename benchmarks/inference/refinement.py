@@ -6,7 +6,6 @@ expert. Axes: B batch (1), C colour, H and W.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections import defaultdict
@@ -25,7 +24,7 @@ from fusion.refinement.guard import measure as guard
 from fusion.refinement.open import open_refiner
 from fusion.refinement.refine import blend, repaint
 from imaging.atomic import write_text
-from imaging.command import DONE
+from imaging.command import DONE, CommandParser
 from imaging.metrics import psnr, ssim
 from imaging.metrics.niqe import niqe
 from imaging.metrics.perceptual import lpips_distance
@@ -52,7 +51,7 @@ _CUTS, _DRAWS, _MULTIPLE = ((0, 0), (1, 2), (2, 1), (3, 3)), 4, 8  # down and ri
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, write scores, tables and curves."""
-    parser = argparse.ArgumentParser(prog="python -m fusion bench-refine", description=__doc__)
+    parser = CommandParser(prog="python -m fusion bench-refine", description=__doc__)
     parser.add_argument("model", type=Path, help="a fusion model file or folder")
     parser.add_argument("cache", type=parse_location, nargs="+", help="caches of benchmark images with HR")
     parser.add_argument("--refine-model", metavar="FILE", help="weights of the native refiner; default: the shipped")

@@ -5,7 +5,6 @@ A crop is `CACHE:IMAGE:LEFT,TOP[:TITLE]`, in pixels of the truth.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from benchmarks.inference.refinement import items
 from fusion.refinement.open import open_refiner
 from fusion.refinement.refine import blend, repaint
 from imaging.atomic import atomic_path
-from imaging.command import DONE
+from imaging.command import DONE, CommandParser
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
 from imaging.resize import resize_bicubic
@@ -32,7 +31,7 @@ _SIDE, _ENLARGED, _GAP, _TITLE = 112, 2, 4, 16
 
 def main(arguments: Sequence[str]) -> int:
     """Cut, refine, lay out."""
-    parser = argparse.ArgumentParser(prog="python -m fusion show-refine", description=__doc__)
+    parser = CommandParser(prog="python -m fusion show-refine", description=__doc__)
     parser.add_argument("model", type=Path, help="a fusion model file or folder")
     parser.add_argument("crop", nargs="+", help="CACHE:IMAGE:LEFT,TOP[:TITLE]")
     parser.add_argument("--refine-model", metavar="FILE", help="weights of the native refiner; default: the shipped")

@@ -7,7 +7,6 @@ machine meets all alike.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import subprocess
@@ -21,11 +20,12 @@ import numpy as np
 import torch
 
 from imaging.atomic import write_text
-from imaging.command import DONE
+from imaging.command import DONE, CommandParser
 from imaging.paths import ROOT
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ BEFORE, FP32, AUTO = "before", "now, fp32", "now, auto"
 
 def main(arguments: Sequence[str]) -> int:
     """Run in turns and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m fusion bench-speed", description=__doc__)
+    parser = CommandParser(prog="python -m fusion bench-speed", description=__doc__)
     parser.add_argument("--before", type=Path, required=True, metavar="CHECKOUT", help="an older checkout of this")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="LR images")
     parser.add_argument("--rounds", type=int, default=7)

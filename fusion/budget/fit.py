@@ -5,7 +5,6 @@ Axes: X cells, M choices of the menu, D measures.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 from itertools import chain, combinations
@@ -35,7 +34,7 @@ from fusion.network.base.blend import BaseBlend
 from fusion.network.base.fit import BaseFit
 from fusion.network.network import load_model
 from imaging.atomic import write_text
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 from imaging.refusal import Refusal, nearest
 from imaging.scale import SCALE
 
@@ -57,7 +56,7 @@ _RIDGE = 1e-2  # against measures of unit scale, weights summing to 1: keeps nea
 
 def main(arguments: Sequence[str]) -> int:
     """Fit, write; with --check also the curve on other images."""
-    parser = argparse.ArgumentParser(prog="python -m fusion fit-budget", description=__doc__)
+    parser = CommandParser(prog="python -m fusion fit-budget", description=__doc__)
     add = parser.add_argument
     add("cache", type=parse_location, help="a cache with HR images, see `python -m cache_tools extract`")
     add("--seconds", required=True, metavar="a=1,b=4", help="each expert's cost per LR pixel, in any unit")

@@ -6,7 +6,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -20,7 +19,7 @@ from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import at_cache_scale
 from imaging.atomic import atomic_path
-from imaging.command import DONE, FAILURES_LISTED, print_json
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json
 from imaging.device import choose_device
 from imaging.hashes import file_sha256
 from imaging.paths import find_shipped
@@ -28,6 +27,7 @@ from imaging.refusal import Refusal
 from imaging.settings import load_settings
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from fusion.distillation.render import Render
@@ -94,7 +94,7 @@ def _tell(options: argparse.Namespace, out: Path, run: Path, summary: dict[str, 
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m fusion distil", description=__doc__)
+    parser = CommandParser(prog="python -m fusion distil", description=__doc__)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="section.key=value", help="settings of the training to change")
     add_teacher_arguments(parser)

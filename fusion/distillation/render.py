@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cache_tools.format.location import parse_location
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.inference.model_selection import DEFAULT
-from imaging.command import DONE
+from imaging.command import DONE, CommandParser
 from imaging.device import AUTO, choose_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 
@@ -59,7 +59,7 @@ def check_images(options: argparse.Namespace, command: str) -> None:
 
 def main(arguments: Sequence[str], *, render: Render) -> int:
     """Render what is missing."""
-    parser = argparse.ArgumentParser(prog="python -m fusion render", description=__doc__)
+    parser = CommandParser(prog="python -m fusion render", description=__doc__)
     add_teacher_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the cache")
     add_local_cache_arguments(parser)

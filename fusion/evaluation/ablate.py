@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,7 +18,7 @@ from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.initial_statistics import FILE as STATISTICS_FILE
 from fusion.training.tasks.initial_statistics import initial_statistics_of
 from imaging.atomic import write_text
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 from imaging.refusal import Refusal, nearest
 from imaging.settings import load_settings, parse_settings
 
@@ -32,7 +31,7 @@ CONFIGURED = "as configured"
 
 def main(arguments: Sequence[str]) -> int:
     """Train each variant with each seed on the same data and steps; one that is finished is not trained again."""
-    parser = argparse.ArgumentParser(prog="python -m fusion ablate", description="train variants and compare them")
+    parser = CommandParser(prog="python -m fusion ablate", description="train variants and compare them")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--cache", type=parse_location, required=True, help="a folder, or s3://BUCKET/CACHE")
     add_local_cache_arguments(parser)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from cache_tools.format.location import parse_location
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.evaluation.headroom import LEAST_SQUARES, analyze
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m fusion analyze", description="the headroom of a cache")
+    parser = CommandParser(prog="python -m fusion analyze", description="the headroom of a cache")
     parser.add_argument("cache", type=parse_location, help="the cache to measure on; it must hold HR images")
     parser.add_argument("--fit", type=parse_location, help="fit the blends on this cache instead of on the same one")
     parser.add_argument("--experts", help="only these, separated by commas")

@@ -5,14 +5,13 @@ Axes: B batch, E experts, C = 3 colours, H and W of the LR image.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fusion.network import FusionSR
-from imaging.command import DONE, FAILURES_LISTED, print_json
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,7 @@ _SIZES = ((8, 8), (13, 21))  # the smallest, and an odd one
 
 def main(arguments: Sequence[str]) -> int:
     """Load, examine, print."""
-    parser = argparse.ArgumentParser(prog="python -m fusion doctor", description=__doc__)
+    parser = CommandParser(prog="python -m fusion doctor", description=__doc__)
     parser.add_argument("--model", default="default", help="a model file, folder or Hub id; 'default': untrained")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING
 from fusion.evaluation.curve import draw, table, trace
 from fusion.evaluation.folders import evaluate, lines_of
 from imaging.atomic import write_text
-from imaging.command import DONE, FAILURES_LISTED, print_json
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json
 from imaging.metrics import BORDER
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
     """Score and print; images that do not pair are listed and make the exit code 1."""
-    parser = argparse.ArgumentParser(prog="python -m fusion evaluate", description="PSNR, SSIM, LPIPS of a folder")
+    parser = CommandParser(prog="python -m fusion evaluate", description="PSNR, SSIM, LPIPS of a folder")
     parser.add_argument("--sr", type=Path, required=True, help="folder of results")
     parser.add_argument("--hr", type=Path, required=True, help="folder of true images")
     parser.add_argument("--space", choices=["y", "rgb"], default="y", help="luma, or all channels")

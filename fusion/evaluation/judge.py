@@ -5,7 +5,6 @@ Each cache holds a benchmark's images, run through the model's experts. Axes: B 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_
 from fusion.network.network import load_model
 from fusion.training.judge.gate import GateDecision, paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 
 def main(arguments: Sequence[str]) -> int:
     """Score every cache and print one table for each."""
-    parser = argparse.ArgumentParser(prog="python -m fusion judge", description="a fusion model against its experts")
+    parser = CommandParser(prog="python -m fusion judge", description="a fusion model against its experts")
     parser.add_argument("model", type=Path, help="a fusion model file or folder")
     parser.add_argument("cache", type=parse_location, nargs="+", help="caches of benchmark images with HR")
     parser.add_argument("--experts", help="only these of the model's experts, separated by commas")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -11,7 +10,7 @@ from fusion.export.graph import ExpertGraph, ensemble_graph
 from fusion.inference.ensemble import Place, run_tile
 from fusion.inference.model_selection import DEFAULT, model_sha256
 from imaging.atomic import atomic_path
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 from imaging.hashes import file_sha256
 from imaging.onnx_graph.check import SIZES, check_onnx
 from imaging.onnx_graph.join import describe
@@ -19,6 +18,7 @@ from imaging.onnx_graph.packages import require
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str], *, open_ensemble: OpenEnsemble) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m fusion export", description=__doc__)
+    parser = CommandParser(prog="python -m fusion export", description=__doc__)
     parser.add_argument("output", type=Path, metavar="OUT.onnx")
     parser.add_argument("--model", default=DEFAULT, help="as infer.py --model (default)")
     parser.add_argument("--experts", help="as infer.py --experts: a,b,c")

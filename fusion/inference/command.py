@@ -182,6 +182,7 @@ def _forecast(
     refiner: AnyRefiner | None,
 ) -> int:
     turns = len(EIGHTFOLD) if request.options.tta else 1
+    sized = Pipeline(ensemble, request.options, tile, refiner=refiner).outstanding(sized)
     document = forecast.forecast(sized, ensemble, tile, turns, cost, request.options.size)
     if refiner is not None:
         document["refine"] = forecast_refinement(refiner, sized)

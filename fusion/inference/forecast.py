@@ -35,7 +35,7 @@ def forecast(
 ) -> dict[str, Any]:
     """Per image and in all. Times are between those of the fastest and the slowest of a few real tiles."""
     pace, bytes_per_pixel = None, None
-    if ensemble.can_probe:
+    if ensemble.can_probe and sized:
         bytes_per_pixel = (cost or probe(ensemble)).bytes_per_pixel
         pace = time_tiles(partial(run_noise, ensemble), ensemble.device, _timed_side(sized, tile))
     images = [_image(one, ensemble, tile, turns, bytes_per_pixel, pace, size) for one in sized]

@@ -102,7 +102,7 @@ class Pipeline:
 
     def make(self, sized: Sequence[Sized]) -> RunResult:
         """These images, of those that were planned."""
-        sized = [one for one in sized if not self._skips(one.job)]
+        sized = self.outstanding(sized)
         bar = tqdm(
             total=sum(megapixels_of(one, self.ensemble.scale) for one in sized),
             unit="MP",
@@ -113,6 +113,10 @@ class Pipeline:
         with bar, ThreadPoolExecutor(1, "read") as reader:
             self._make_all(sized, reader, bar)
         return self.result
+
+    def outstanding(self, sized: Sequence[Sized]) -> list[Sized]:
+        """Without those that are there already, if they may be skipped."""
+        return [one for one in sized if not self._skips(one.job)]
 
     def manifest(self, input_sha256: str) -> dict[str, Any]:
         """What an image made now would carry."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -21,11 +20,12 @@ from fusion.studio.jobs.job_queue import JobQueue
 from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.upscaler import Upscaler
 from fusion.studio.uploads import Limits
-from imaging.command import DONE
+from imaging.command import DONE, CommandParser
 from imaging.device import best_device
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from fusion.studio.jobs.ensemble_cache import BuildEnsemble
@@ -128,7 +128,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m fusion serve", description=__doc__)
+    parser = CommandParser(prog="python -m fusion serve", description=__doc__)
     add = parser.add_argument_group("model, as for infer.py").add_argument
     add("-n", "--model", default=DEFAULT, help="default, strong, none, a folder, a file, or a name on the Hub")
     add("--experts", help="comma-separated names or files")

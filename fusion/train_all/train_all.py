@@ -7,7 +7,6 @@ stopped. Where time is left, the experts' cache is extracted and their fusion tr
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import signal
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING
 from fusion.train_all.collect import Run, collect
 from fusion.train_all.session import Session, train_runs
 from fusion.training.settings import TrainSettings
-from imaging.command import DONE, FAILURES_LISTED, print_json
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json
 from imaging.device import best_device
 from imaging.paths import CONFIGS as CONFIGS_FOLDER
 from imaging.settings import load_settings
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _place(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fusion train-all", description=(__doc__ or "").split("\n", 1)[0])
+    parser = CommandParser(prog="python -m fusion train-all", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all experts")
     parser.add_argument(
         "--hr", type=_place, required=True, action="append", metavar="DIR", help="images; may be repeated"

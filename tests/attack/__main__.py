@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shlex
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from imaging.atomic import write_text
-from imaging.command import DONE, FAILURES_LISTED, run
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, run
 from tests.attack.run import HANG, LONGEST_S, MEMORY, OUTCOMES, QUIET, TRACEBACK, Counts, attack
 from tests.attack.targets import REQUESTS, REQUESTS_SHARE, TARGETS
 
@@ -41,7 +40,7 @@ Every class has a process of its own, with {MEMORY >> 30} GiB of memory beyond w
 
 def main(arguments: Sequence[str]) -> int:
     """Attack, count, write; 1 where the goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.attack", description=__doc__)
+    parser = CommandParser(prog="python -m tests.attack", description=__doc__)
     parser.add_argument("--inputs", type=int, default=10_000, metavar="N", help="in all")
     parser.add_argument("--seed", type=int, default=22)
     parser.add_argument("--only", metavar="CLASS", help="one class, with all N inputs")

@@ -30,6 +30,15 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_a_mistyped_option_is_one_line_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pack", "a", "--to", "b", "--limit", "5") == command.REFUSED  # not an abbreviation of --limit-mib
+    line = "refused: python -m imaging: unrecognized arguments: --limit 5; did you mean --limit-mib?\n"
+    assert capsys.readouterr().err == line
+    assert run("pack") == command.REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "required: FOLDER, --to; `python -m imaging pack --help`" in line
+
+
 def test_samples_are_scikit_images_photographs(photographs: Path) -> None:
     with Image.open(photographs / "HR" / "astronaut.png") as picture:
         assert np.array_equal(np.asarray(picture), skimage.data.astronaut())

@@ -153,7 +153,11 @@ def test_skip_existing_knows_what_made_an_image(tmp_path: Path, expert: Path, ca
     assert len(written()) == 3
     assert written() == set()
     (tmp_path / "out" / "image0.png").unlink()
+    assert alone(expert, *base, "--dry-run") == DONE  # forecasts what a run would do
+    assert [Path(one["input"]).stem for one in json.loads(capsys.readouterr().out)["images"]] == ["image0"]
     assert written() == {"image0"}
+    assert alone(expert, *base, "--dry-run") == DONE
+    assert json.loads(capsys.readouterr().out)["images"] == []
     Image.fromarray(photo(24, 24, seed=9)).save(inputs[1])  # another input
     assert written() == {"image1"}
     with (tmp_path / "out" / "image2.png").open("ab") as file:  # a changed output

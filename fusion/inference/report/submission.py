@@ -5,7 +5,6 @@ Names, count and sizes are checked against the inputs; an incomplete or wrong se
 
 from __future__ import annotations
 
-import argparse
 import logging
 import zipfile
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fusion.inference.report.provenance import read_record
 from imaging.atomic import atomic_path
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 from imaging.files import image_size, list_images, read_raster
 from imaging.files.png import without_metadata
 from imaging.names import valid_text
@@ -67,7 +66,7 @@ class Facts:
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, check, pack."""
-    parser = argparse.ArgumentParser(prog="python -m fusion submit", description=__doc__)
+    parser = CommandParser(prog="python -m fusion submit", description=__doc__)
     add = parser.add_argument
     add("folder", type=Path, help="the outputs")
     add("-i", "--input", type=Path, required=True, metavar="IN", help="the LR images they were made from")

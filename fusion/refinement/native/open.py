@@ -57,7 +57,8 @@ def _find(model: str | None) -> Path:
     if model is not None:
         path = Path(model)
         if not path.is_file():
-            raise Refusal("no such file", where=f"--refine-model {model}", cure=f"leave it out, or {_CURE}")
+            what = "is a folder, not a refiner's file" if path.is_dir() else "no such file"
+            raise Refusal(what, where=f"--refine-model {model}", cure=f"leave it out, or {_CURE}")
         return path
     found = find_pretrained(NATIVE.file)
     if found is None:

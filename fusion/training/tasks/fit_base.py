@@ -6,7 +6,6 @@ against. For experts of which only images are there, or where nothing learned ha
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from fusion.network.save import save_model
 from fusion.network.settings import FusionSettings
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import CacheSource
-from imaging.command import DONE, print_json
+from imaging.command import DONE, CommandParser, print_json
 from imaging.settings import parse_settings
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _PHASES = ("bands", "cross_band", "collaboration", "hierarchy", "gating", "refin
 
 def main(arguments: Sequence[str]) -> int:
     """Fit, write."""
-    parser = argparse.ArgumentParser(prog="python -m fusion fit-base", description=__doc__)
+    parser = CommandParser(prog="python -m fusion fit-base", description=__doc__)
     parser.add_argument(
         "cache", type=parse_location, help="a cache with HR images, see `python -m cache_tools extract`"
     )
