@@ -154,9 +154,13 @@ class FusionTaskSettings(Settings):
 class DistilSettings(Settings):
     """Only for task distil: how much of the target is the truth where there is one (the rest is the teacher's image),
     and what the student must beat: `rival`, an expert's name or file; else the file that it goes on from; else bicubic
-    enlargement."""
+    enlargement.
 
-    truth: Share = Field(default=0.5, ge=0, le=1)
+    More than 1 leads away from the teacher's image. With the mean of the other experts as teacher this is negative
+    correlation learning (Liu and Yao 1999): squared error less lambda times the squared distance to the others has the
+    gradient, up to a factor, of the squared error to a target with a truth of 1 / (1 - lambda)."""
+
+    truth: float = Field(default=0.5, ge=0, le=2)
     rival: str | None = None
     gate_resamples: PositiveInt = 2000
     gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)

@@ -87,7 +87,19 @@ def test_the_cache_holds_the_ensemble_s_images(stage: Stage) -> None:
     assert reader.recipe.profile == "images"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_truth_above_1_is_negative_correlation_learning() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, truth, others = torch.rand(3, 50, generator=generator, dtype=torch.float64).unbind()
+    student.requires_grad_()
+    penalty = 0.2
+    loss = (student - truth).square().mean() - penalty * (student - others).square().mean()
+    (wanted,) = torch.autograd.grad(loss, student)
+    target = torch.lerp(others, truth, 1 / (1 - penalty))
+    (ours,) = torch.autograd.grad((student - target).square().mean(), student)
+    assert torch.allclose((1 - penalty) * ours, wanted)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 1.2])
 def test_the_target_is_teacher_and_truth_as_mixed(share: float, stage: Stage) -> None:
     stage.run()
     source = stage.source(truth=share)
