@@ -42,7 +42,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     kept = {key: value for key, value in header.items() if key != DIGEST}
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask says; save_file's own lets nobody else read
         save_file(plain, temporary, metadata=kept | {DIGEST: digest_of(kept, plain)})
+        temporary.chmod(mode)
 
 
 def read_safetensors(

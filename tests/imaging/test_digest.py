@@ -209,6 +209,12 @@ def test_the_record_beside_weights_is_held_against_them(tmp_path: Path) -> None:
         verify(path, source)
 
 
+def test_others_may_read_a_file_of_weights_where_they_may_read_any_other(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    write_safetensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_digest_covers_names_types_and_shapes(tmp_path: Path) -> None:
     tensors = {
         "a": torch.zeros(2, 3),
