@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--compile", action="store_true", help="torch.compile the experts: slow to start, faster over many images")
     add = parser.add_argument_group("computing").add_argument
-    add("-t", "--tile", default=AUTO, metavar="auto|N|0", help="tile in LR pixels; auto by memory; 0: whole images")
+    tile_help = "tile in LR pixels; auto by memory; 0: whole images (a refiner has its own tiles)"
+    add("-t", "--tile", default=AUTO, metavar="auto|N|0", help=tile_help)
     add("--tta", action="store_true", help="mean over eight flips and rotations: eight times the work")
     add("--budget", type=float, metavar="SHARE", help="share of the experts' full cost to spend, 0 to 1")
     add("--max-loss", type=float, metavar="DB", help="spend as little as costs no more than this, as predicted")
