@@ -93,7 +93,8 @@ def _dataset(path: Path, file: h5py.File, spec: DatasetSpec, file_size: int) -> 
     if dataset.chunks != spec.chunk:
         raise corrupt(path, f"dataset {spec.name} has other chunks than the schema's")
     stored_crc = file[f"{CRC}/{spec.name}"]
-    assert isinstance(stored_crc, h5py.Dataset)
+    if not isinstance(stored_crc, h5py.Dataset) or stored_crc.shape != _grid(spec):
+        raise corrupt(path, f"has no crc32 for each chunk of dataset {spec.name}")
     crc = np.asarray(stored_crc[...], np.uint32)
     # -1 until the chunk is found: HDF5 does not list chunks that were never written and would read them as zeros.
     offset, size = np.full(crc.shape, -1, np.int64), np.zeros(crc.shape, np.int64)
@@ -103,7 +104,7 @@ def _dataset(path: Path, file: h5py.File, spec: DatasetSpec, file_size: int) -> 
         offset[tile], size[tile] = chunk.byte_offset, chunk.size
 
     dataset.id.chunk_iter(note)  # one pass over the chunk index; asking for each chunk by itself searches it every time
-    if crc.shape != _grid(spec) or (offset < 0).any() or (offset + size > file_size).any():
+    if (offset < 0).any() or (offset + size > file_size).any():
         raise corrupt(path, f"dataset {spec.name} lacks chunks")
     return DatasetLayout(spec, offset, size, crc)
 

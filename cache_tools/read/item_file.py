@@ -128,7 +128,7 @@ class TileFile:
             if self._hdf5 is None:
                 self._hdf5 = h5py.File(self.layout.path, "r", locking=False)
             dataset = self._hdf5[name]
-            assert isinstance(dataset, h5py.Dataset)
+            assert isinstance(dataset, h5py.Dataset)  # the layout was read from this file
             return np.asarray(dataset[window])
         except (OSError, RuntimeError) as error:
             raise corrupt(self.layout.path, f"HDF5 cannot decompress {name} ({error})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -84,6 +85,19 @@ def test_every_flip_in_data_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(CorruptItem, match=f"{name} tile 0,0 fails its crc32") as caught:
             everything(path)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("replacement", ["group", "scalar", "longer"])
+def test_checksums_of_another_form_are_refused(tmp_path: Path, replacement: str) -> None:
+    (path,) = make_cache(tmp_path, [(8, 8)]).glob("items/*/*.h5")
+    with h5py.File(path, "r+") as file:
+        del file["crc/lr"]
+        if replacement == "group":
+            file.create_group("crc/lr")
+        else:
+            file["crc/lr"] = np.zeros(() if replacement == "scalar" else (1, 2), np.uint32)
+    with pytest.raises(CorruptItem, match="has no crc32 for each chunk of dataset lr"):
+        everything(path)
 
 
 @pytest.mark.slow
