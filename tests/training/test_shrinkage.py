@@ -16,7 +16,6 @@ from fusion.network import TrainingRecord
 from fusion.network.network import load_model
 from fusion.network.save import read_header, save_model
 from fusion.training.judge.shrinkage import ErrorMoments, error_moments_of, fit_shrinkage, gain_db
-from imaging.paths import ROOT
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 from tests.fusion.parts import batch_for, random_record, small_model, stir
@@ -111,7 +110,10 @@ def test_contributions_are_multiplied_by_it_and_the_file_keeps_it(tmp_path) -> N
 
 
 def test_old_files_call_it_belief_and_new_ones_shrinkage(tmp_path) -> None:
-    before = _as_written_before(ROOT / "pretrained/fusion.safetensors", tmp_path / "before.safetensors")
+    written = stir(small_model(base=random_record(NAMES)))
+    written.record = TrainingRecord(verdict="fused", shrinkage=0.6)
+    save_model(written, tmp_path / "written.safetensors")
+    before = _as_written_before(tmp_path / "written.safetensors", tmp_path / "before.safetensors")
     old = read_header(before)["training"]
     assert 0 < old["belief"] < 1 and "shrinkage" not in old
     model = load_model(before)
