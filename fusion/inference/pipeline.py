@@ -103,12 +103,8 @@ class Pipeline:
     def make(self, sized: Sequence[Sized]) -> RunResult:
         """These images, of those that were planned."""
         sized = self.outstanding(sized)
-        bar = tqdm(
-            total=sum(megapixels_of(one, self.ensemble.scale) for one in sized),
-            unit="MP",
-            desc="upscale",
-            bar_format=BAR,
-        )
+        megapixels = sum(megapixels_of(one, self.ensemble.scale) for one in sized)
+        bar = tqdm(total=megapixels, unit="MP", desc="upscale", bar_format=BAR)
         # One thread: reading an image ahead hides the disk, more would only hold more images.
         with bar, ThreadPoolExecutor(1, "read") as reader:
             self._make_all(sized, reader, bar)
