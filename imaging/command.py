@@ -7,14 +7,13 @@ import io
 import json
 import logging
 import sys
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
 from imaging.malloc import keep_freed_memory
 from imaging.names import printable
-from imaging.refusal import Refusal
+from imaging.refusal import Refusal, closest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,8 +39,8 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Name the option that was meant, if one is close."""
         _, unknown, words = message.partition("unrecognized arguments: ")
-        close = get_close_matches(words.split("=")[0].split(" ")[0], self._all_options(), n=1) if unknown else []
-        cure = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists what there is"
+        close = closest(words.split("=")[0].split(" ")[0], self._all_options()) if unknown else None
+        cure = f"did you mean {close}?" if close else f"`{self.prog} --help` lists what there is"
         raise Refusal(message, where=self.prog, cure=cure)
 
     def _all_options(self) -> list[str]:

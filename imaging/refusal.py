@@ -40,7 +40,12 @@ def _one_line(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A mistyped name and the right ones -> 'did you mean x?' or the list of what there is."""
     choices = sorted(known)
-    close = get_close_matches(name, choices, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean '{close[0]}'?"
+    close = closest(name, choices)
+    if close is not None:
+        return f"did you mean '{close}'?"
     return f"known: {', '.join(choices)}" if choices else "there is none to choose from"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one that was probably meant."""
+    return next(iter(get_close_matches(name, sorted(known), n=1, cutoff=0.6)), None)
