@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from cache_tools.read.reader import CacheReader
 from cache_tools.write.jobs import too_few_regions
 from cache_tools.write.space import format_bytes
@@ -59,7 +61,7 @@ def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
     if not entries:
         return None
     totals = dict.fromkeys((*reader.experts, "mean of all"), 0.0)
-    for entry in entries:
+    for entry in tqdm(entries, "score", unit="item", disable=None):
         item = reader.read(entry.id)
         assert item.hr_BCHW is not None
         images = [*item.sr_BECHW.unbind(1), item.sr_BECHW.mean(1)]

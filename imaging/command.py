@@ -36,6 +36,13 @@ class CommandParser(argparse.ArgumentParser):
         settings.setdefault("allow_abbrev", False)
         super().__init__(**settings)
 
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  # its overloads, in one
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        """Keep the words: they say which subcommand was meant, and so whose options `error` may suggest."""
+        self._given: list[str] = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Name the option that was meant, if one is close."""
         _, unknown, words = message.partition("unrecognized arguments: ")
@@ -44,12 +51,13 @@ class CommandParser(argparse.ArgumentParser):
         raise Refusal(message, where=self.prog, cure=cure)
 
     def _all_options(self) -> list[str]:
-        """Of the subcommands, too: what they do not know is refused by the parser above them."""
+        """Of the subcommand in use, too: what it does not know is refused by the parser above it."""
         options: list[str] = []
         for action in self._actions:
             options += action.option_strings
             if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
-                options += [one for command in action.choices.values() for one in command._all_options()]
+                used = [command for name, command in action.choices.items() if name in self._given]
+                options += [one for command in used for one in command._all_options()]
         return options
 
 

@@ -180,6 +180,7 @@ def test_another_scale_and_another_networks_keys_are_refused(code: Path) -> None
     assert "extra.weight" in trouble(code, "Net", "", other)
     torch.save({"body.weight": torch.full((8, 3, 3, 3), float("nan"))}, other)
     assert "holds NaN" in trouble(code, "Net", "", other)
+    assert f"no such weights file; check the path in code:{code}:Net:" in trouble(code, "Net", "", code / "no.pth")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def test_a_mistyped_option_is_one_line_with_the_right_one(capsys: pytest.Capture
     assert run("pack", "a", "--to", "b", "--limit", "5") == command.REFUSED  # not an abbreviation of --limit-mib
     line = "refused: python -m imaging: unrecognized arguments: --limit 5; did you mean --limit-mib?\n"
     assert capsys.readouterr().err == line
+    assert run("downscale", "a", "b", "--limit", "5") == command.REFUSED  # --limit-mib belongs to another command
+    assert "did you mean" not in capsys.readouterr().err
     assert run("pack") == command.REFUSED
     (line,) = capsys.readouterr().err.splitlines()
     assert "required: FOLDER, --to; `python -m imaging pack --help`" in line

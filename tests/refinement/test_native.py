@@ -197,6 +197,8 @@ def test_files_that_are_no_refiner_are_refused(tmp_path: Path, monkeypatch: pyte
         open_native(str(small_file(tmp_path / "a.safetensors", architecture="MSG")), CPU)
     with pytest.raises(Refusal, match="no such file"):
         open_native(str(tmp_path / "b.safetensors"), CPU)
+    with pytest.raises(Refusal, match="is a folder, not a refiner's file"):
+        open_native(str(tmp_path), CPU)
     network = NativeRefinerNetwork((8, 16))
     for name, settings, said in (("c", {"widths": [8, 8]}, "does not fit"), ("d", {"widths": 8}, "cannot be built")):
         path = tmp_path / f"{name}.safetensors"
