@@ -54,8 +54,7 @@ class CacheSource:
         self._reader = CacheReader(data.cache, features=features)
         if not self._reader.has_hr:
             raise Refusal("has no HR images to train on", where=data.cache, cure="extract it with HR images")
-        hold_out_seed = settings.seed if data.hold_out_seed is None else data.hold_out_seed
-        train, self._held = split_sources(self._reader, data.hold_out, hold_out_seed)
+        train, self._held = split_sources(self._reader, settings)
         self._source_of = {entry.id: entry.source for entry in self._reader.entries}
         plain = {entry.id for entry in self._reader.entries if entry.dihedral == 0}
         self._fit = [item for item in train if item in plain]
@@ -166,8 +165,9 @@ def may_turn(augment: AugmentSettings, reader: CacheReader) -> bool:
     return right if wanted is None else wanted
 
 
-def split_sources(reader: CacheReader, hold_out: int, seed: int) -> tuple[list[str], list[str]]:
-    """Item ids to train on and held out: `hold_out` source images with all their regions."""
+def split_sources(reader: CacheReader, settings: TrainSettings) -> tuple[list[str], list[str]]:
+    """Item ids to train on and held out: `data.hold_out` source images with all their regions."""
+    hold_out, seed = settings.data.hold_out, settings.data.hold_out_seed
     images = len({entry.source for entry in reader.entries})
     if hold_out * 2 > images:
         raise Refusal(
@@ -175,4 +175,4 @@ def split_sources(reader: CacheReader, hold_out: int, seed: int) -> tuple[list[s
             where="data.hold_out",
             cure="lower it, or use a larger cache",
         )
-    return split_items(reader.entries, hold_out / images, seed)
+    return split_items(reader.entries, hold_out / images, settings.seed if seed is None else seed)

@@ -58,7 +58,7 @@ class TeacherSource(FolderSource):
         return self._taught[item].float()[None] / 255
 
     def _read(self, settings: TrainSettings) -> tuple[list[Pair], list[Pair], str]:
-        train, held = split_sources(self._reader, settings.data.hold_out, settings.seed)
+        train, held = split_sources(self._reader, settings)
         kept = [self._pair(item, settings.distil.truth) for item in train]
         away = [self._pair(item, 1.0) for item in held]
         self._taught = {item: quantize_u8(self._reader.read(item).sr_BECHW[:, 0])[0] for item in held}
