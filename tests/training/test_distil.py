@@ -111,6 +111,19 @@ def test_the_target_is_teacher_and_truth_as_mixed(share: float, stage: Stage) ->
     assert torch.equal(held.hr_BCHW, reader.read(held.items[0]).hr_BCHW)  # judged by the truth, whatever is learned
 
 
+def test_another_seed_may_hold_out_the_same_images(stage: Stage) -> None:
+    """So that a student may go on by another order of patches and never see what it is judged on."""
+    stage.run()
+
+    def held(seed: int, **data: int) -> set[str]:
+        shared = {**PLAN["data"], **data, "cache": str(stage.work / "teacher")}
+        source = TeacherSource(parse_settings(TrainSettings, {**PLAN, "seed": seed, "data": shared}, where="test"))
+        return {item for batch in source.held_out() for item in batch.items}
+
+    assert len(held(1)) == 10
+    assert held(1) != held(2) == held(1, hold_out_seed=2)
+
+
 def test_a_better_student_is_shipped_and_opens_in_spandrel_without_us(stage: Stage, capsys: Capsys) -> None:
     """Its rival is an expert of random weights: anything that learns beats it."""
     assert stage.run("--json", steps=40, distil={"rival": stage.experts[0]}) == 0

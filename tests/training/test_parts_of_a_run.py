@@ -218,11 +218,12 @@ def test_exported_weights_come_back_strictly(tmp_path):
     assert not (tmp_path / "b.safetensors").exists()
 
 
-@given(st.integers(2, 500), st.integers(1, 200))
-def test_held_out_images_are_distinct_and_spread(count, hold_out):
+@given(st.integers(2, 500), st.integers(1, 200), st.none() | st.integers(0, 99))
+def test_held_out_images_are_distinct_and_spread(count, hold_out, seed):
     if hold_out * 2 > count:
         with pytest.raises(Refusal):
-            held_out_indices(count, hold_out)
+            held_out_indices(count, hold_out, seed)
         return
-    found = held_out_indices(count, hold_out)
+    found = held_out_indices(count, hold_out, seed)
+    assert found == sorted(found) == held_out_indices(count, hold_out, seed)
     assert len(set(found)) == hold_out and min(found) >= 0 and max(found) < count

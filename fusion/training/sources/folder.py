@@ -84,7 +84,7 @@ def as_float(image: Tensor, device: torch.device) -> Tensor:
 
 
 class FolderSource:
-    """Training images in memory; `hold_out` of them, spread evenly over the list, are never trained on."""
+    """Training images in memory; `hold_out` of them are never trained on: spread evenly over the list, or by a seed."""
 
     def __init__(self, settings: TrainSettings, rank: int = 0, world: int = 1) -> None:
         self._batch, self._rank, self._world = settings.data.batch, rank, world
@@ -104,7 +104,7 @@ class FolderSource:
     def _read(self, settings: TrainSettings) -> tuple[list[Pair], list[Pair], str]:
         """The images to train on, those held out, and the fingerprint of all."""
         pairs, fingerprint = load_pairs(settings.data.hr, self._scale)
-        held = held_out_indices(len(pairs), settings.data.hold_out)
+        held = held_out_indices(len(pairs), settings.data.hold_out, settings.data.hold_out_seed)
         kept = [pair for index, pair in enumerate(pairs) if index not in set(held)]
         return kept, [pairs[index] for index in held], fingerprint
 
@@ -162,14 +162,16 @@ def whole(pair: Pair) -> TrainBatch:
     return TrainBatch((pair.item,), as_float(pair.lr_CHW[None], cpu), as_float(pair.hr_CHW[None], cpu))
 
 
-def held_out_indices(count: int, hold_out: int) -> list[int]:
-    """`hold_out` indices spread evenly over `count` things; at least as many must remain to train on."""
+def held_out_indices(count: int, hold_out: int, seed: int | None = None) -> list[int]:
+    """`hold_out` of `count` indices, spread evenly or drawn by `seed`; at least as many must remain to train on."""
     if hold_out * 2 > count:
         raise Refusal(
             f"holding out {hold_out} of {count} leaves less than half to train on",
             where="data.hold_out",
             cure="lower it or give more data",
         )
+    if seed is not None:
+        return sorted(np.random.default_rng(seed).permutation(count)[:hold_out].tolist())
     return [int((index + 0.5) * count / hold_out) for index in range(hold_out)]
 
 
