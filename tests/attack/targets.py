@@ -32,7 +32,7 @@ from tests.attack.mutate import bits_and_damage, in_json, in_safetensors_header,
 from tests.cache.parts import make_cache
 from tests.experts.parts import small_network
 from tests.fusion.parts import random_record, small_model, stir
-from tests.imaging.test_fuzz import seed_files
+from tests.imaging.files.test_fuzz import seed_files
 
 if TYPE_CHECKING:
     import random

@@ -6,8 +6,10 @@ import io
 import struct
 import zlib
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms
 
 
@@ -62,3 +64,16 @@ def exif(orientation: int) -> bytes:
     record = Image.Exif()
     record[0x0112] = orientation
     return record.tobytes()
+
+
+def as_levels(unit: torch.Tensor, depth: int) -> np.ndarray:
+    """[0, 1] planes (C,H,W) or (H,W) -> whole levels (H,W,C) or (H,W); fails when a value is not one."""
+    top = (1 << depth) - 1
+    whole = np.rint(unit.double().numpy() * top)
+    assert np.abs(unit.double().numpy() * top - whole).max() < 0.01
+    return np.moveaxis(whole, 0, -1) if whole.ndim == 3 else whole
+
+
+def save(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path

@@ -15,7 +15,7 @@ from fusion.inference.pipeline import Pipeline
 from fusion.inference.report.provenance import read_manifest
 from fusion.inference.source import read_source
 from imaging.refusal import Refusal
-from tests.imaging.test_fuzz import seed_files
+from tests.imaging.files.test_fuzz import seed_files
 from tests.inference.parts import ensemble_of, photo, pixels
 
 MUTANTS = 1000  # through the whole pipeline, in one run

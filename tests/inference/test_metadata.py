@@ -22,8 +22,8 @@ from fusion.inference.report.submission import Facts, check_set, pack
 from imaging.command import DONE, REFUSED
 from imaging.files import read_metadata
 from imaging.refusal import Refusal
+from tests.imaging.files.photographs import DATE, HEIGHT, LATITUDE, MAKE, NOTE, WIDTH, XMP, save_photograph, tags
 from tests.imaging.parts import rgb_profile
-from tests.imaging.photographs import DATE, HEIGHT, LATITUDE, MAKE, NOTE, WIDTH, XMP, save_photograph, tags
 from tests.inference.parts import ensemble_of, save_photos
 from tests.inference.test_command import alone, expert  # noqa: F401 (a fixture)
 

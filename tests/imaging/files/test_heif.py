@@ -17,8 +17,8 @@ from imaging.command import DONE
 from imaging.files import image_size, list_images, read_metadata, read_picture, read_raster, write_picture
 from imaging.files.heif import avif_depth, has_avif
 from imaging.refusal import Refusal
+from tests.imaging.files.photographs import DATE, XMP, tags
 from tests.imaging.parts import rgb_profile
-from tests.imaging.photographs import DATE, XMP, tags
 from tests.inference.parts import ensemble_of, photo
 
 needs_avif = pytest.mark.skipif(not has_avif(), reason="this Pillow has no AVIF")

@@ -14,7 +14,7 @@ from imaging.files.exif import parse_exif
 from imaging.files.metadata import MAX_BYTES
 from imaging.files.xmp import DamagedXmpError, fitted_xmp
 from imaging.refusal import Refusal
-from tests.imaging.photographs import XMP, save_photograph, tags, with_thumbnail
+from tests.imaging.files.photographs import XMP, save_photograph, tags, with_thumbnail
 
 BLOCK = with_thumbnail(tags().tobytes().removeprefix(b"Exif\0\0"))
 
