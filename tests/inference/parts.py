@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import infer
 from fusion.inference.ensemble import Answer, Ensemble, Place, plain_mean
 from fusion.network import ExpertSlot, FusionSR
 from fusion.network.save import FILE_NAME, save_model
+from imaging.command import run
+from imaging.files import quantize_u8, read_rgb
 from tests.experts.parts import save_network, small_network
 from tests.fusion.parts import small_settings, stir
 
@@ -72,3 +75,18 @@ def fusion_folder(folder: Path, channels: Mapping[str, int], *, stirred: bool = 
     model = FusionSR(small_settings(tuple(ExpertSlot(name=name, channels=count) for name, count in channels.items())))
     save_model(stir(model, 0.02) if stirred else model, folder / FILE_NAME)
     return folder
+
+
+def call(*words: object) -> int:
+    return run(infer.command_line, [str(word) for word in words])
+
+
+def alone(expert: Path, *words: object) -> int:
+    return call("--model", expert, "--device", "cpu", *words)
+
+
+def reference(path: Path, seed: int = 0) -> np.ndarray:
+    """The network itself on the whole image, rounded once."""
+    with torch.no_grad():
+        sr_BCHW = small_network("EDSR", seed)(read_rgb(path))
+    return quantize_u8(sr_BCHW)[0].permute(1, 2, 0).numpy()

@@ -24,8 +24,7 @@ from imaging.files import read_metadata
 from imaging.refusal import Refusal
 from tests.imaging.files.photographs import DATE, HEIGHT, LATITUDE, MAKE, NOTE, WIDTH, XMP, save_photograph, tags
 from tests.imaging.parts import rgb_profile
-from tests.inference.parts import ensemble_of, save_photos
-from tests.inference.test_command import alone, expert  # noqa: F401 (a fixture)
+from tests.inference.parts import alone, ensemble_of, save_photos
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,14 +118,14 @@ def test_the_maker_note_stays_at_its_place(tmp_path: Path) -> None:
         assert places[0] == places[1]
 
 
-def test_an_output_of_another_size_says_that_size(tmp_path: Path, expert: Path) -> None:  # noqa: F811
+def test_an_output_of_another_size_says_that_size(tmp_path: Path, expert: Path) -> None:
     source = save_photograph(tmp_path / "in.jpg")
     assert alone(expert, "-i", source, "-o", tmp_path / "out.jpg", "-s", "2") == DONE
     check_exif(tmp_path / "out.jpg", (2 * WIDTH, 2 * HEIGHT))
     check_xmp(tmp_path / "out.jpg", (2 * WIDTH, 2 * HEIGHT))
 
 
-def test_strip_metadata_leaves_nothing_and_is_in_the_claim(tmp_path: Path, expert: Path) -> None:  # noqa: F811
+def test_strip_metadata_leaves_nothing_and_is_in_the_claim(tmp_path: Path, expert: Path) -> None:
     (tmp_path / "in").mkdir()
     source = save_photograph(tmp_path / "in" / "a.jpg")
     words = ["-i", source.parent, "-o", tmp_path / "out", "--skip-existing"]
@@ -152,7 +151,7 @@ def test_profiles_are_kept_with_and_without_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ext", ["jpg", "webp", "avif"])
-def test_quality_decides_the_size_and_is_in_the_claim(tmp_path: Path, expert: Path, ext: str) -> None:  # noqa: F811
+def test_quality_decides_the_size_and_is_in_the_claim(tmp_path: Path, expert: Path, ext: str) -> None:
     (source,) = save_photos(tmp_path / "in", 1, side=64)
     sizes = []
     for quality in (20, 95):
@@ -164,7 +163,7 @@ def test_quality_decides_the_size_and_is_in_the_claim(tmp_path: Path, expert: Pa
     assert sizes[0] < sizes[1] / 2
 
 
-def test_quality_is_refused_where_there_is_none(tmp_path: Path, expert: Path, capsys: Any) -> None:  # noqa: F811
+def test_quality_is_refused_where_there_is_none(tmp_path: Path, expert: Path, capsys: Any) -> None:
     (source,) = save_photos(tmp_path / "in", 1)
     for words, why in [
         ((), "PNG has none"),

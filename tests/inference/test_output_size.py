@@ -18,8 +18,7 @@ from imaging.command import DONE, REFUSED
 from imaging.files import quantize_u8, read_rgb
 from imaging.resize import resize_bands, resize_bicubic
 from tests.experts.parts import small_network
-from tests.inference.parts import photo, pixels, save_photos
-from tests.inference.test_command import alone, expert  # noqa: F401 (a fixture)
+from tests.inference.parts import alone, photo, pixels, save_photos
 
 SIDES = st.integers(1, 70)
 
@@ -73,7 +72,7 @@ def resized(path: Path, size: tuple[int, int]) -> np.ndarray:
 )
 def test_the_file_has_that_size_and_its_record_says_so(
     tmp_path: Path,
-    expert: Path,  # noqa: F811
+    expert: Path,
     words: tuple[str, ...],
     size: tuple[int, int],
 ) -> None:
@@ -97,7 +96,7 @@ def test_the_file_has_that_size_and_its_record_says_so(
     assert alone(expert, *again, "--verify", tmp_path / "out.png") == DONE
 
 
-def test_transparency_and_depth_go_along(tmp_path: Path, expert: Path) -> None:  # noqa: F811
+def test_transparency_and_depth_go_along(tmp_path: Path, expert: Path) -> None:
     rgba = np.dstack([photo(20, 24), np.tile(np.linspace(0, 255, 24, dtype=np.uint8), (20, 1))])
     Image.fromarray(rgba).save(tmp_path / "in.png")
     words = ["-i", tmp_path / "in.png", "-o", tmp_path / "out.png", "-s", "2"]
@@ -109,7 +108,7 @@ def test_transparency_and_depth_go_along(tmp_path: Path, expert: Path) -> None: 
     assert (tmp_path / "deep.png").read_bytes()[24] == 16  # bit depth in the header
 
 
-def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = save_photos(tmp_path / "in", 1)
     for words, why in [
         (("-s", "0"), "--outscale 0"),

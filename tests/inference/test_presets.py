@@ -16,8 +16,7 @@ from fusion.inference.report.provenance import read_manifest
 from imaging.command import DONE, REFUSED, run
 from imaging.refusal import Refusal
 from tests.experts.test_fetch import Server, server  # noqa: F401 (a fixture)
-from tests.inference.parts import fusion_folder, save_photos, weights_file
-from tests.inference.test_command import call
+from tests.inference.parts import call, fusion_folder, save_photos, weights_file
 
 BOTH = ("near", "far")
 Capsys = pytest.CaptureFixture[str]

@@ -244,7 +244,7 @@ def test_a_folder_with_experts_of_its_own(tmp_path: Path) -> None:
 
 def test_a_budget_is_planned_as_by_the_command(tmp_path: Path) -> None:
     """Where the costly expert did not run it has no weight, and its picture is not shown."""
-    from tests.inference.test_budget import budget_model_for, run_budget
+    from tests.inference.budget.parts import budget_model_for, run_budget
 
     levels = np.full((60, 200, 3), 128, np.uint8)
     levels[:, 110:] = photo(60, 90) // 2 + np.random.default_rng(0).integers(0, 100, (60, 90, 3))

@@ -23,8 +23,8 @@ from imaging.command import DONE, REFUSED, run
 from imaging.files import write_picture
 from imaging.resize import downscale_8bit
 from infer import command_line
+from tests.inference.budget.parts import make_budget_cache
 from tests.inference.parts import pixels
-from tests.inference.test_budget import make_budget_cache
 from tests.training.parts import fusion_document, make_cache, quiet_environment, write_config
 
 

@@ -27,7 +27,7 @@ from imaging.command import DONE, REFUSED, run
 from imaging.refusal import Refusal
 from tests.cache.parts import experts, make_cache, write_images
 from tests.fusion.parts import random_record
-from tests.inference.test_budget import budget_model_for, make_budget_cache
+from tests.inference.budget.parts import budget_model_for, make_budget_cache
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ from fusion.inference.model_selection import DEFAULT
 from fusion.inference.upscale import Grid
 from imaging.refusal import Refusal
 from tests.experts.parts import image
+from tests.inference.budget.parts import budget_model_for
 from tests.inference.parts import enlarge, ensemble_of, photo
-from tests.inference.test_budget import budget_model_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

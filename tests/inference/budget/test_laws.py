@@ -23,8 +23,8 @@ from imaging.metrics import luma
 from imaging.refusal import Refusal
 from imaging.settings import parse_settings
 from tests.experts.parts import image
+from tests.inference.budget.parts import budget_model_for, menu_of
 from tests.inference.parts import photo
-from tests.inference.test_budget import budget_model_for, menu_of
 
 if TYPE_CHECKING:
     from pathlib import Path
