@@ -17,7 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options, OutputSize
-from fusion.inference.report.page import _map, _scale
+from fusion.inference.report.page import _level_weights, _map, _scale
 from imaging.command import DONE, run
 from tests.conftest import BROWSER
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
@@ -72,7 +72,14 @@ def test_page_is_whole_and_stands_alone(report: Path) -> None:
     assert reader.addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in reader.addresses)
     assert "http" not in report.read_text()
-    for word in ("<first>", "second", "gate/brighter", "disagreement", "weights_sha256", "tiles"):
+    for word in (
+        "<first>",
+        "second",
+        "the same everywhere: brighter 0.500, shifted 0.500",
+        "disagreement",
+        "weights_sha256",
+        "tiles",
+    ):
         assert word in reader.text
     assert "{{" not in reader.text
 
@@ -196,4 +203,8 @@ def test_a_flat_map_is_not_coloured_over_its_full_range() -> None:
     assert _scale("difficulty", maps) == (0, 1)
     assert _scale("gate/a", maps) == _scale("gate/b", maps) == (-0.2, 1.2)
     assert _scale("disagreement", maps) == (0, 0.05)
+    assert _level_weights(maps) == ""
+    even = {"gate/a": np.full((3, 4), 0.3), "gate/b": np.full((3, 4), 0.7), "disagreement": flat}
+    assert "the same everywhere: a 0.300, b 0.700." in _level_weights(even)
+    assert _level_weights({"disagreement": flat}) == ""
     assert "0.948 to 1.000, colours 0 to 1" in _map("difficulty", flat, _scale("difficulty", maps))

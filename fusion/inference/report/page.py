@@ -118,7 +118,9 @@ def _section(one: ReportImage, number: int) -> str:
     facts = f"{width}&times;{height}, {one.seen['tiles']} tiles, {one.seen['seconds']:.2f} s"
     facts += ", made by an earlier run" if one.earlier else ""
     figures = [_figure(picture, name) for name, picture in experts.items()] if len(experts) > 1 or one.plan else []
-    figures += [_map(name, values, _scale(name, one.maps)) for name, values in one.maps.items()]
+    level = _level_weights(one.maps)
+    maps = {name: values for name, values in one.maps.items() if not (level and name.startswith("gate/"))}
+    figures += [_map(name, values, _scale(name, one.maps)) for name, values in maps.items()]
     plan = "" if one.plan is None else f"<details><summary>Budget plan</summary>{_plan(one.plan)}</details>"
     manifest = escape(json.dumps({"claim": one.manifest, **one.seen}, indent=2))
     return f"""<section id="image-{number}">
@@ -126,9 +128,18 @@ def _section(one: ReportImage, number: int) -> str:
 {"".join(sliders)}
 {_table(one.scores) if one.scores else ""}
 <div class="grid">{"".join(figures)}</div>
-{plan}
+{level}{plan}
 <details><summary>Provenance</summary><pre>{manifest}</pre></details>
 </section>"""
+
+
+def _level_weights(maps: dict[str, np.ndarray]) -> str:
+    """In words where every expert has one weight for the whole image, as in a base: such maps have nothing to show."""
+    gates = {name.partition("/")[2]: values for name, values in maps.items() if name.startswith("gate/")}
+    if not gates or any(float(np.ptp(values)) > 1e-4 for values in gates.values()):
+        return ""
+    weights = ", ".join(f"{escape(name)} {float(values.mean()):.3f}" for name, values in gates.items())
+    return f"<p class='note'>Weight in effect on each expert's pixels, the same everywhere: {weights}.</p>"
 
 
 def _slider(before_HWC: np.ndarray, after_HWC: np.ndarray, left: str, right: str) -> str:
@@ -158,7 +169,7 @@ def _guard(found: dict[str, float]) -> str:
     if "lr_rms" in found:
         after, before = found["lr_rms"], found["lr_rms_before"]
         text += f" Scaled down again it is {after:.2f} grey levels (rms) from the input; before it was {before:.2f}."
-    return f"<p class='guard'>{text}</p>"
+    return f"<p class='note'>{text}</p>"
 
 
 def _figure(picture_HWC: np.ndarray, caption: str) -> str:
