@@ -177,8 +177,6 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
     """A catalog name -> its spec; a weights file, or one with its code -> a spec with nothing else."""
     if wanted.startswith(CODE_PREFIX):
         code, file = parse_code_word(wanted)
-        if not Path(file).is_file() and find_pretrained(file) is None:
-            raise Refusal("no such weights file", where=file, cure=f"check the path in {wanted}")
         return ExpertSpec(name=_name_of(Path(file)), code=code, weights=(WeightsSource(file=file),))
     known = catalog.find(wanted)
     if known is not None:

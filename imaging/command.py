@@ -35,30 +35,31 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("allow_abbrev", False)
         super().__init__(**settings)
+        self._given: list[str] = []
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  # its overloads, in one
         self, args: Any = None, namespace: Any = None
     ) -> Any:
         """Keep the words: they say which subcommand was meant, and so whose options `error` may suggest."""
-        self._given: list[str] = list(sys.argv[1:] if args is None else args)
+        self._given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Name the option that was meant, if one is close."""
         _, unknown, words = message.partition("unrecognized arguments: ")
-        close = closest(words.split("=")[0].split(" ")[0], self._all_options()) if unknown else None
-        cure = f"did you mean {close}?" if close else f"`{self.prog} --help` lists what there is"
-        raise Refusal(message, where=self.prog, cure=cure)
+        used = self._in_use()  # what a subcommand does not know is refused by the parser above it
+        options = [*used._option_string_actions, *self._option_string_actions]
+        close = closest(words.split("=")[0].split(" ")[0], options) if unknown else None
+        cure = f"did you mean {close}?" if close else f"`{used.prog} --help` lists what there is"
+        raise Refusal(message, where=used.prog, cure=cure)
 
-    def _all_options(self) -> list[str]:
-        """Of the subcommand in use, too: what it does not know is refused by the parser above it."""
-        options: list[str] = []
+    def _in_use(self) -> CommandParser:
+        """The parser of the subcommand that the words name."""
         for action in self._actions:
-            options += action.option_strings
             if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
-                used = [command for name, command in action.choices.items() if name in self._given]
-                options += [one for command in used for one in command._all_options()]
-        return options
+                named = next((action.choices[word] for word in self._given if word in action.choices), None)
+                return self if named is None else named._in_use()
+        return self
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:

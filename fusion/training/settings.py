@@ -33,7 +33,7 @@ class DataSettings(Settings):
     batch: PositiveInt = 16
     workers: int = Field(default=0, ge=0)
     hold_out: PositiveInt = 8
-    hold_out_seed: int | None = Field(default=None, ge=0)  # None: the run's seed; of a folder, evenly spread
+    hold_out_seed: int | None = Field(default=None, ge=0)  # None: of a cache the run's seed, else spread evenly
 
     @model_validator(mode="before")
     @classmethod

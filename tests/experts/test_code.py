@@ -180,7 +180,16 @@ def test_another_scale_and_another_networks_keys_are_refused(code: Path) -> None
     assert "extra.weight" in trouble(code, "Net", "", other)
     torch.save({"body.weight": torch.full((8, 3, 3, 3), float("nan"))}, other)
     assert "holds NaN" in trouble(code, "Net", "", other)
-    assert f"no such weights file; check the path in code:{code}:Net:" in trouble(code, "Net", "", code / "no.pth")
+    assert f"no such weights file; check the path that goes with {code}" in trouble(code, "Net", "", code / "no.pth")
+
+
+def test_its_weights_may_lie_in_a_folder_of_weights(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights" / "mine").mkdir(parents=True)
+    weights_of(code).rename(tmp_path / "weights" / "mine" / "net.pth")
+    monkeypatch.setenv("CHAMPIONSHIP_SR_PRETRAINED", str(tmp_path / "weights"))
+    assert opened(f"code:{code}:Net:net.pth").run(image(9, 7)).sr_BCHW.shape == (1, 3, 36, 28)
 
 
 @pytest.mark.parametrize(

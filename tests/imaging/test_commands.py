@@ -32,9 +32,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_mistyped_option_is_one_line_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pack", "a", "--to", "b", "--limit", "5") == command.REFUSED  # not an abbreviation of --limit-mib
-    line = "refused: python -m imaging: unrecognized arguments: --limit 5; did you mean --limit-mib?\n"
+    line = "refused: python -m imaging pack: unrecognized arguments: --limit 5; did you mean --limit-mib?\n"
     assert capsys.readouterr().err == line
     assert run("downscale", "a", "b", "--limit", "5") == command.REFUSED  # --limit-mib belongs to another command
+    assert "; `python -m imaging downscale --help` lists what there is" in capsys.readouterr().err
+    assert run("downscale", "pack", "b", "--limit", "5") == command.REFUSED  # and a folder's name is no command
     assert "did you mean" not in capsys.readouterr().err
     assert run("pack") == command.REFUSED
     (line,) = capsys.readouterr().err.splitlines()

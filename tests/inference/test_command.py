@@ -1,4 +1,4 @@
-"""`infer.py` as users and challenge toolkits call it: real tiny experts, real files, bad input of every kind."""
+"""`infer.py` as users and challenge toolkits call it: real tiny experts, real files."""
 
 from __future__ import annotations
 

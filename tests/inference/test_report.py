@@ -82,6 +82,7 @@ def test_page_is_whole_and_stands_alone(report: Path) -> None:
     ):
         assert word in reader.text
     assert "{{" not in reader.text
+    assert "gate/" not in reader.text  # words in place of the maps
 
 
 def test_scores_are_those_of_scikit_image(report: Path) -> None:

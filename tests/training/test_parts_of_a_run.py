@@ -219,11 +219,32 @@ def test_exported_weights_come_back_strictly(tmp_path):
 
 
 @given(st.integers(2, 500), st.integers(1, 200), st.none() | st.integers(0, 99))
-def test_held_out_images_are_distinct_and_spread(count, hold_out, seed):
+def test_held_out_images_are_distinct(count, hold_out, seed):
+    names = [f"{index}.png" for index in range(count)]
     if hold_out * 2 > count:
         with pytest.raises(Refusal):
-            held_out_indices(count, hold_out, seed)
+            held_out_indices(names, hold_out, seed)
         return
-    found = held_out_indices(count, hold_out, seed)
-    assert found == sorted(found) == held_out_indices(count, hold_out, seed)
+    found = held_out_indices(names, hold_out, seed)
+    assert found == sorted(found) == held_out_indices(names, hold_out, seed)
     assert len(set(found)) == hold_out and min(found) >= 0 and max(found) < count
+
+
+def test_images_are_held_out_evenly_or_by_a_seed():
+    names = [f"{index}.png" for index in range(100)]
+    assert held_out_indices(names, 4) == [12, 37, 62, 87]
+    assert len({tuple(held_out_indices(names, 4, seed)) for seed in range(9)}) == 9
+    more = [*names[:50], "new.png", *names[50:]]
+    kept = {names[index] for index in held_out_indices(names, 20, 1)}
+    assert len(kept & {more[index] for index in held_out_indices(more, 20, 1)}) >= 19
+
+
+def test_a_folder_holds_out_what_the_seed_says(tmp_path):
+    folder = write_pictures(tmp_path / "hr", 12)
+
+    def held(**data):
+        shared = {"hr": [str(folder)], "patch": 8, "batch": 2, "hold_out": 3}
+        source = FolderSource(expert_settings(folder, tmp_path / "run", data={**shared, **data}))
+        return [item for batch in source.held_out() for item in batch.items]
+
+    assert held() == held() != held(hold_out_seed=5) == held(hold_out_seed=5)

@@ -136,10 +136,10 @@ def _section(one: ReportImage, number: int) -> str:
 def _level_weights(maps: dict[str, np.ndarray]) -> str:
     """In words where every expert has one weight for the whole image, as in a base: such maps have nothing to show."""
     gates = {name.partition("/")[2]: values for name, values in maps.items() if name.startswith("gate/")}
-    if not gates or any(float(np.ptp(values)) > 1e-4 for values in gates.values()):
+    if not gates or any(float(np.ptp(values)) > 1e-4 for values in gates.values()):  # below what the figures show
         return ""
     weights = ", ".join(f"{escape(name)} {float(values.mean()):.3f}" for name, values in gates.items())
-    return f"<p class='note'>Weight in effect on each expert's pixels, the same everywhere: {weights}.</p>"
+    return f"<p class='note'>Weight of each expert in the finest details, the same everywhere: {weights}.</p>"
 
 
 def _slider(before_HWC: np.ndarray, after_HWC: np.ndarray, left: str, right: str) -> str:

@@ -80,6 +80,7 @@ def _provenance(
         "patch": settings.data.patch,
         "batch": settings.data.batch,
         "hold_out": settings.data.hold_out,
+        "hold_out_seed": settings.data.hold_out_seed,
         "fingerprint": origin["fingerprint"],
     }
     return {

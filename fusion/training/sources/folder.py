@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from cache_tools.format.checksum import short_hash
 from fusion.training.sources.augment import Augmentation, fitted
 from fusion.training.sources.batch import TrainBatch
 from fusion.training.sources.degraded import CONTEXT, degraded_crop, degraded_image, mixed
@@ -104,7 +105,8 @@ class FolderSource:
     def _read(self, settings: TrainSettings) -> tuple[list[Pair], list[Pair], str]:
         """The images to train on, those held out, and the fingerprint of all."""
         pairs, fingerprint = load_pairs(settings.data.hr, self._scale)
-        held = held_out_indices(len(pairs), settings.data.hold_out, settings.data.hold_out_seed)
+        names = [pair.item for pair in pairs]
+        held = held_out_indices(names, settings.data.hold_out, settings.data.hold_out_seed)
         kept = [pair for index, pair in enumerate(pairs) if index not in set(held)]
         return kept, [pairs[index] for index in held], fingerprint
 
@@ -162,8 +164,12 @@ def whole(pair: Pair) -> TrainBatch:
     return TrainBatch((pair.item,), as_float(pair.lr_CHW[None], cpu), as_float(pair.hr_CHW[None], cpu))
 
 
-def held_out_indices(count: int, hold_out: int, seed: int | None = None) -> list[int]:
-    """`hold_out` of `count` indices, spread evenly or drawn by `seed`; at least as many must remain to train on."""
+def held_out_indices(names: Sequence[str], hold_out: int, seed: int | None = None) -> list[int]:
+    """`hold_out` of the indices, spread evenly or drawn by `seed`; at least as many must remain to train on.
+
+    Drawn as from a cache: by a hash of each name, so that further images change little.
+    """
+    count = len(names)
     if hold_out * 2 > count:
         raise Refusal(
             f"holding out {hold_out} of {count} leaves less than half to train on",
@@ -171,7 +177,7 @@ def held_out_indices(count: int, hold_out: int, seed: int | None = None) -> list
             cure="lower it or give more data",
         )
     if seed is not None:
-        return sorted(np.random.default_rng(seed).permutation(count)[:hold_out].tolist())
+        return sorted(sorted(range(count), key=lambda index: short_hash(f"{seed}/{names[index]}", 40))[:hold_out])
     return [int((index + 0.5) * count / hold_out) for index in range(hold_out)]
 
 

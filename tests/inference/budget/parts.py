@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,6 @@ from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options
 from imaging.command import DONE, run
 from tests.inference.parts import enlarge, ensemble_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def menu_of(rng: np.random.Generator, choices: int) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +20,6 @@ from imaging.command import DONE, run
 from imaging.files import read_rgb
 from tests.fusion.parts import random_record
 from tests.inference.budget.parts import make_budget_cache
-
-if TYPE_CHECKING:
-    pass
 
 
 @pytest.mark.parametrize(("groups", "pull"), [(((0, 1, 2),), 0.0), (((0,), (1, 2)), 0.0), (((0, 1, 2),), 0.7)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +22,6 @@ from imaging.settings import parse_settings
 from tests.experts.parts import image
 from tests.fusion.parts import random_record
 from tests.inference.budget.parts import budget_model_for, menu_of
-
-if TYPE_CHECKING:
-    pass
 
 
 @settings(max_examples=200, deadline=None)
