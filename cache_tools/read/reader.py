@@ -20,7 +20,7 @@ from cache_tools.storage.open import open_item, store_at
 from imaging.refusal import Refusal, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -177,11 +177,15 @@ def iterate_items(
 
 def split_items(entries: Sequence[Entry], held_out: float, seed: int = 0) -> tuple[list[str], list[str]]:
     """Entries -> (ids to train on, ids held out), by source image: regions and flips of one never part."""
-    sources = sorted({entry.source for entry in entries}, key=lambda name: short_hash(f"{seed}/{name}", 40))
-    count = round(held_out * len(sources))
-    away = set(sources[:count])
+    sources = {entry.source for entry in entries}
+    away = drawn(sources, round(held_out * len(sources)), seed)
     train = [entry.id for entry in entries if entry.source not in away]
     return train, [entry.id for entry in entries if entry.source in away]
+
+
+def drawn(names: Iterable[str], count: int, seed: int) -> set[str]:
+    """`count` of the names, by a hash of seed and name: further names change little of who is drawn."""
+    return set(sorted(names, key=lambda name: short_hash(f"{seed}/{name}", 40))[:count])
 
 
 def expert_order(file: TileFile, experts: Sequence[str]) -> list[int]:

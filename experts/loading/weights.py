@@ -60,10 +60,10 @@ def require_weights(spec: ExpertSpec) -> tuple[Path, WeightsSource]:
     source = spec.weights[0]
     if any(one.url for one in spec.weights):
         cure = f"run `python -m experts fetch {spec.name}`"
-    elif spec.code is not None and not source.page:  # a user's own network: nobody else has its weights
-        raise Refusal("no such weights file", where=source.file, cure=f"check the path that goes with {spec.code.file}")
+    elif source.page:
+        cure = f"get it from {source.page} and put it there"
     else:
-        cure = f"get it from {source.page or 'its author'} and put it there"
+        cure = "put it there, or check the path"
     raise Refusal(f"the weights of '{spec.name}' are missing", where=pretrained_folder() / source.file, cure=cure)
 
 

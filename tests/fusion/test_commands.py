@@ -63,14 +63,10 @@ def test_multiply_adds_are_counted_right_for_grouped_convolutions_too() -> None:
         assert measure.multiply_adds(lambda layer=layer: layer(x.detach()).sum().backward()) == 2 * forward
 
 
-@pytest.mark.parametrize("kind", ["default", "every phase"])
-def test_a_step_is_ten_times_cheaper_than_the_original_layout(kind: measure.Kind) -> None:
-    size = measure.Size(batch=1, lr_size=16, device="cpu")
+def test_the_original_layout_is_of_our_size() -> None:
     kinds: tuple[measure.Kind, ...] = ("every phase", "original")
     ours, original = (sum(p.numel() for p in measure.build_network(each).parameters()) for each in kinds)
     assert original == pytest.approx(ours, rel=0.01)
-    counted = [measure.multiply_adds(measure.build(each, size)) for each in ("original", kind)]
-    assert counted[0] >= 10 * counted[1]
 
 
 def test_the_original_layout_trains() -> None:
@@ -84,7 +80,9 @@ def test_the_original_layout_trains() -> None:
 
 
 @pytest.mark.slow
-def test_bench_measures_and_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bench_finds_a_step_ten_times_cheaper_than_the_original_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "cost.md"
     assert run(main, ["bench", "--batch", "1", "--lr-size", "16", "--repeats", "1", "--json", "--out", str(out)]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -12,9 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fusion.refinement.open import Refiner, open_refiner
 from fusion.refinement.presets import PRESETS
+from imaging.refusal import Refusal
 from tests.inference.parts import photo
 
+CPU = torch.device("cpu")
+FOLDERS = {"tsdsr": "sd3", "sd-onestep": "sd2"}
 TOKENS, WIDTH, POOLED = 7, 32, 64  # of the prompt tensors
 
 
@@ -157,3 +161,15 @@ def save_lr(path: Path, height: int, width: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(photo(height, width)).save(path)
     return path
+
+
+def opened(bases: Path, preset: str, lora: Path | None = None) -> Refiner:
+    return open_refiner(preset, str(bases / FOLDERS[preset]), lora, CPU)
+
+
+def refusal_of(base: Path, lora: Path | None = None, preset: str = "tsdsr") -> str:
+    with pytest.raises(Refusal) as caught:
+        open_refiner(preset, str(base), lora, CPU)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line

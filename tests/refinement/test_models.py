@@ -1,63 +1,27 @@
-"""Refiners opened from tiny folders that diffusers wrote: the chain against diffusers' own parts, LoRA, refusals."""
+"""Refiners opened from tiny folders that diffusers wrote: the chain against diffusers' own parts."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from fusion.refinement.open import Refiner, open_refiner, precision_on
+from fusion.refinement.open import precision_on
 from fusion.refinement.presets import Blend
 from fusion.refinement.refine import count_tiles, refine, repaint
 from imaging.refusal import Refusal
 from tests.refinement.parts import (
-    WIDTH,
-    add_lora,
+    CPU,
+    FOLDERS,
     image_of,
-    lora_tensors,
-    make_vae,
     need_diffusion,
-    save_lora,
-    save_sd2,
-    save_sd3,
+    opened,
 )
 
 need_diffusion()
-CPU = torch.device("cpu")
-FOLDERS = {"tsdsr": "sd3", "sd-onestep": "sd2"}
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """sd3/ and sd2/."""
-    folder = tmp_path_factory.mktemp("bases")
-    save_sd3(folder / "sd3")
-    save_sd2(folder / "sd2")
-    return folder
-
-
-@pytest.fixture
-def sd3(bases: Path, tmp_path: Path) -> Path:
-    """A copy to be spoiled."""
-    return Path(shutil.copytree(bases / "sd3", tmp_path / "sd3"))
-
-
-def opened(bases: Path, preset: str, lora: Path | None = None) -> Refiner:
-    return open_refiner(preset, str(bases / FOLDERS[preset]), lora, CPU)
-
-
-def refusal_of(base: Path, lora: Path | None = None, preset: str = "tsdsr") -> str:
-    with pytest.raises(Refusal) as caught:
-        open_refiner(preset, str(base), lora, CPU)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
 
 
 @torch.no_grad()
@@ -194,219 +158,3 @@ def test_half_precisions_make_nearly_the_same(bases: Path, preset: str, kind: to
     found, expected = (repaint(one, image_CHW, "wavelet") for one in (half, exact))
     assert found.dtype == torch.float32
     assert (found - expected).abs().mean() < 0.03
-
-
-# LoRA
-
-LAYERS = {
-    "tsdsr": (
-        ["to_k", "to_q", "to_out.0", "linear", "proj_out"],
-        ["encoder.conv_in", "encoder.mid_block.attentions.0.to_q"],
-    ),
-    "sd-onestep": (["to_k", "to_q", "conv_in", "ff.net.0.proj"], ["encoder.conv_in", "quant_conv"]),
-}
-FILES = {"tsdsr": ("transformer", "transformer", "transformer"), "sd-onestep": ("unet", "unet", "vae")}
-
-
-def unfused(bases: Path, preset: str, alpha: int | None = None) -> Refiner:
-    """The refiner with peft's own layers in its parts."""
-    refiner = opened(bases, preset)
-    for part, layers in zip((refiner.model, refiner.vae), LAYERS[preset], strict=True):
-        add_lora(part, layers, alpha=alpha)
-    return refiner
-
-
-@pytest.mark.parametrize("preset", FOLDERS)
-def test_fused_lora_equals_the_unfused(bases: Path, tmp_path: Path, preset: str) -> None:
-    file, prefix, vae_prefix = FILES[preset]
-    reference = unfused(bases, preset, alpha=2)
-    save_lora(tmp_path, f"{file}.safetensors", lora_tensors(reference.model), prefix)
-    save_lora(tmp_path, "vae.safetensors", lora_tensors(reference.vae), vae_prefix)
-    fused, plain, image_CHW = opened(bases, preset, tmp_path), opened(bases, preset), image_of(48, 64)
-    assert not any("lora" in name for part in (fused.model, fused.vae) for name, _ in part.named_modules())
-    found, expected, without = (repaint(one, image_CHW, "none") for one in (fused, reference, plain))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    assert (found - without).abs().max() > 1e-2
-    assert fused.identity["lora"].keys() == {f"{file}.safetensors", "vae.safetensors"}
-    assert {**fused.identity, "lora": {}} == plain.identity
-
-
-def test_an_alpha_in_the_files_header_counts(bases: Path, tmp_path: Path) -> None:
-    """What diffusers' `save_lora_adapter` writes: no prefix, and peft's settings in the header."""
-    reference = unfused(bases, "tsdsr", alpha=6)
-    for part, name in ((reference.model, "transformer"), (reference.vae, "vae")):
-        part.save_lora_adapter(tmp_path, weight_name=f"{name}.safetensors")
-    image_CHW = image_of(48, 64)
-    found = repaint(opened(bases, "tsdsr", tmp_path), image_CHW, "none")
-    torch.testing.assert_close(found, repaint(reference, image_CHW, "none"), rtol=0, atol=1e-4)
-
-
-def test_osediffs_own_file(bases: Path, tmp_path: Path) -> None:
-    """Its layout (osediff.py of its repository): three adapters on the UNet, peft's own alpha of 8, conv_in whole."""
-    reference = opened(bases, "sd-onestep")
-    groups = {"encoder": ["down_blocks.0.attentions.0.proj_in"], "decoder": ["to_k"], "others": ["conv_in"]}
-    for name, layers in groups.items():
-        layers = [*layers] if name != "decoder" else ["up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"]
-        add_lora(reference.model, layers, rank=4, name=f"default_{name}")
-    reference.model.set_adapter([f"default_{name}" for name in groups])
-    add_lora(reference.vae, ["encoder.conv_in"], rank=4, name="default_encoder")
-    with torch.no_grad():
-        reference.model.conv_in.base_layer.bias.add_(0.1)
-    kept = {key: value for key, value in reference.model.state_dict().items() if "lora" in key or "conv_in" in key}
-    document = {
-        "rank_unet": 4,
-        "rank_vae": 4,
-        "unet_lora_encoder_modules": groups["encoder"],
-        "state_dict_unet": kept,
-        "state_dict_vae": {key: value for key, value in reference.vae.state_dict().items() if "lora" in key},
-    }
-    torch.save(document, tmp_path / "osediff.pkl")
-    image_CHW = image_of(48, 64)
-    found = repaint(opened(bases, "sd-onestep", tmp_path), image_CHW, "none")
-    torch.testing.assert_close(found, repaint(reference, image_CHW, "none"), rtol=0, atol=1e-4)
-    assert (found - repaint(opened(bases, "sd-onestep"), image_CHW, "none")).abs().max() > 1e-2
-
-
-def test_loras_that_do_not_fit_are_refused(bases: Path, tmp_path: Path) -> None:
-    reference = unfused(bases, "tsdsr")
-    good = {"transformer": lora_tensors(reference.model), "vae": lora_tensors(reference.vae)}
-
-    def said(**changed: dict[str, torch.Tensor]) -> str:
-        for name, tensors in (good | changed).items():
-            save_lora(tmp_path, f"{name}.safetensors", tensors, "transformer")
-        return refusal_of(bases / "sd3", tmp_path)
-
-    model = good["transformer"]
-    first = sorted(key for key in model if "lora_A" in key)[0]
-    assert "is no layer of the SD3Transformer2DModel" in said(transformer={"blocks.9.to_q.lora_A.weight": model[first]})
-    wide = {**model, first: torch.zeros(2, 999)}
-    assert "do not fit" in said(transformer=wide)
-    assert "None" in said(transformer={key: value for key, value in model.items() if key != first})
-    assert "no LoRA key" in said(transformer={**model, "proj_out.alpha": torch.ones(1)})
-    assert "is no layer of the AutoencoderKL" in said(vae=model)
-    (tmp_path / "vae.safetensors").write_bytes(b"nothing")
-    assert "cannot be read" in refusal_of(bases / "sd3", tmp_path)
-    (tmp_path / "vae.safetensors").unlink()
-    assert "lacks vae.safetensors; see https://github.com/Microtreei/TSD-SR" in refusal_of(bases / "sd3", tmp_path)
-    assert "no such folder" in refusal_of(bases / "sd3", tmp_path / "nowhere")
-
-
-# What is missing or wrong
-
-
-def test_missing_files_are_named_all_at_once(sd3: Path) -> None:
-    (sd3 / "vae" / "config.json").unlink()
-    (sd3 / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    line = refusal_of(sd3)
-    assert "lacks vae/config.json, transformer/diffusion_pytorch_model.safetensors" in line
-    assert "stable-diffusion-3-medium" in line
-
-
-def test_wrong_channels_scale_and_class_are_refused(sd3: Path, tmp_path: Path, bases: Path) -> None:
-    assert "in_channels is 4, 16 is needed" in refusal_of(save_sd3(tmp_path / "narrow", channels=4))
-    make_vae(4, 1.5305).save_pretrained(sd3 / "vae")
-    assert "latent_channels is 4, 16 is needed" in refusal_of(sd3)
-    make_vae(16, 0.13).save_pretrained(sd3 / "vae")
-    assert "scaling_factor is 0.13, 1.5305 is needed" in refusal_of(sd3)
-    assert "lacks transformer/config.json" in refusal_of(bases / "sd2")
-    shutil.copytree(bases / "sd2" / "unet", sd3 / "transformer", dirs_exist_ok=True)
-    assert "_class_name is UNet2DConditionModel, SD3Transformer2DModel is needed" in refusal_of(sd3)
-
-
-def test_prompt_tensors_are_checked(sd3: Path) -> None:
-    torch.save(torch.zeros(5, WIDTH + 1), sd3 / "prompt_embeds.pt")
-    assert f"is (5, {WIDTH + 1}), 2 axes are needed of which the last is {WIDTH}" in refusal_of(sd3)
-    torch.save([1, 2], sd3 / "prompt_embeds.pt")
-    assert "holds a list" in refusal_of(sd3)
-    (sd3 / "prompt_embeds.pt").write_bytes(b"no pickle")
-    assert "prompt_embeds.pt" in refusal_of(sd3)
-    for name in ("prompt_embeds.pt", "pool_embeds.pt"):
-        (sd3 / name).unlink()
-    assert "lacks prompt_embeds.pt and pool_embeds.pt; put what https://github.com/Microtreei" in refusal_of(sd3)
-
-
-def test_prompt_tensors_may_replace_the_text_encoder(bases: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(bases / "sd2", tmp_path / "sd2"))
-    shutil.rmtree(folder / "text_encoder")
-    assert "text_encoder" in refusal_of(folder, preset="sd-onestep")
-    told = opened(bases, "sd-onestep").conditions["encoder_hidden_states"]
-    save_file({"anything": told[0].contiguous()}, folder / "prompt_embeds.safetensors")
-    refiner = open_refiner("sd-onestep", str(folder), None, CPU)
-    assert refiner.conditions["encoder_hidden_states"].equal(told)
-    assert refiner.identity["conditions"].keys() == {"prompt_embeds.safetensors"}
-
-
-def test_damaged_and_incomplete_weights_are_refused(sd3: Path) -> None:
-    path = sd3 / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(path)
-    save_file({key: value for key, value in tensors.items() if key != "decoder.conv_out.bias"}, path)
-    assert "disagree on decoder.conv_out.bias" in refusal_of(sd3)  # diffusers would fill it with random numbers
-    save_file({**tensors, "foreign": torch.zeros(1)}, path)
-    assert "disagree on foreign" in refusal_of(sd3)
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert "cannot be loaded" in refusal_of(sd3)
-    (sd3 / "vae" / "config.json").write_text("{")
-    assert "cannot be read" in refusal_of(sd3)
-
-
-@pytest.mark.parametrize("how", [{"max_shard_size": "100KB"}, {"variant": "fp16"}])
-def test_shards_and_variants_load_alike(sd3: Path, bases: Path, how: dict[str, Any]) -> None:
-    plain = opened(bases, "tsdsr")
-    folder = sd3 / "transformer"
-    shutil.rmtree(folder)
-    plain.model.save_pretrained(folder, **how)
-    refiner = open_refiner("tsdsr", str(sd3), None, CPU)
-    image_CHW = image_of(32, 32)
-    # Not bit for bit: tensors that lie differently in memory may be summed in another order.
-    torch.testing.assert_close(
-        repaint(refiner, image_CHW, "none"), repaint(plain, image_CHW, "none"), rtol=0, atol=2e-5
-    )
-    assert len(refiner.identity["base"]) >= 4
-    if "max_shard_size" in how:
-        sorted(folder.glob("*-00002-*"))[0].unlink()
-        assert "this shard is missing" in refusal_of(sd3)
-
-
-def test_ids_that_cannot_be_had_are_refused(monkeypatch: Any) -> None:
-    import httpx
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/x"))
-
-    def fails(error: Exception) -> str:
-        def snapshot(*_a: Any, **_k: Any) -> str:
-            raise error
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-        with pytest.raises(Refusal) as caught:
-            open_refiner("tsdsr", "someone/base", None, CPU)
-        return str(caught.value)
-
-    assert "is gated; accept its licence on its page" in fails(errors.GatedRepoError("403", response=response))
-    assert "no such Hub id" in fails(errors.RepositoryNotFoundError("404", response=response))
-    assert "accept its licence" in fails(errors.LocalEntryNotFoundError("offline"))
-    assert "cannot be fetched (connection reset)" in fails(OSError("connection reset"))
-    with pytest.raises(Refusal, match="no such folder, and no Hub id"):
-        open_refiner("tsdsr", "/nowhere/at/all", None, CPU)
-
-
-def test_what_is_fetched_is_what_is_read(bases: Path, monkeypatch: Any) -> None:
-    """Of a Hub id only the files that are used are asked for, and the fetched folder opens like a local one."""
-    from fnmatch import fnmatch
-
-    import huggingface_hub
-
-    asked: dict[str, Any] = {}
-
-    def snapshot(model: str, **how: Any) -> str:
-        asked.update(how, model=model)
-        return str(bases / "sd2")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    refiner = open_refiner("sd-onestep", "owner/base", None, CPU)
-    assert asked["model"] == "owner/base"
-    used = [*refiner.identity["base"], *refiner.identity["conditions"]]
-    assert all(any(fnmatch(name, pattern) for pattern in asked["allow_patterns"]) for name in used)
-    assert not any(fnmatch("model_index.json", pattern) for pattern in asked["allow_patterns"])
-    assert json.dumps(refiner.identity)

@@ -66,27 +66,28 @@ RENDEZVOUS = ["--rdzv-id", "job", "--rdzv-backend", "c10d", "--rdzv-endpoint", "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("meeting", [STATIC, RENDEZVOUS])
-def test_two_launchers_as_on_two_machines_have_the_gradients_of_one(tmp_path, meeting):
+def test_two_launchers_as_on_two_machines_have_the_gradients_of_one(tmp_path):
     """As docs/training.md starts it on two machines and under SLURM: each launcher knows of its own process alone."""
     hr = write_pictures(tmp_path / "hr")
-    moments = {}
-    for world in (1, 2):
-        document = expert_document(hr, tmp_path / str(world), steps=2, processes=world)
+
+    def config_of(name: str, world: int) -> Path:
+        document = expert_document(hr, tmp_path / name, steps=2, processes=world)
         document["optimizer"] = {"lr": 1e-9, "clip": None}
-        config = write_config(tmp_path / "config.yaml", document)
-        if world == 1:
-            done = launch(config, None)
-            assert done.returncode == 0, done.stderr[-2000:]
-        else:
-            nodes = [start_node(config, [word.format(node=node) for word in meeting]) for node in range(2)]
-            for node in nodes:
-                _, errors = node.communicate(timeout=240)
-                assert node.returncode == 0, errors[-2000:]
-        moments[world] = first_moments(tmp_path / str(world))
-    assert moments[1].keys() == moments[2].keys() and moments[1]
-    for key, one in moments[1].items():
-        torch.testing.assert_close(moments[2][key], one, rtol=1e-3, atol=1e-8)
+        return write_config(tmp_path / f"{name}.yaml", document)
+
+    done = launch(config_of("alone", 1), None)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = first_moments(tmp_path / "alone")
+    for name, meeting in (("static", STATIC), ("rendezvous", RENDEZVOUS)):
+        config = config_of(name, 2)
+        nodes = [start_node(config, [word.format(node=node) for word in meeting]) for node in range(2)]
+        for node in nodes:
+            _, errors = node.communicate(timeout=240)
+            assert node.returncode == 0, errors[-2000:]
+        together = first_moments(tmp_path / name)
+        assert together.keys() == alone.keys() and alone
+        for key, one in alone.items():
+            torch.testing.assert_close(together[key], one, rtol=1e-3, atol=1e-8)
 
 
 def start_node(config: Path, meeting: list[str]) -> subprocess.Popen[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cache_tools.format.checksum import short_hash
+from cache_tools.read.reader import drawn
 from fusion.training.sources.augment import Augmentation, fitted
 from fusion.training.sources.batch import TrainBatch
 from fusion.training.sources.degraded import CONTEXT, degraded_crop, degraded_image, mixed
@@ -165,10 +165,7 @@ def whole(pair: Pair) -> TrainBatch:
 
 
 def held_out_indices(names: Sequence[str], hold_out: int, seed: int | None = None) -> list[int]:
-    """`hold_out` of the indices, spread evenly or drawn by `seed`; at least as many must remain to train on.
-
-    Drawn as from a cache: by a hash of each name, so that further images change little.
-    """
+    """`hold_out` of the indices, spread evenly or drawn by `seed` as from a cache; at least as many must remain."""
     count = len(names)
     if hold_out * 2 > count:
         raise Refusal(
@@ -177,7 +174,8 @@ def held_out_indices(names: Sequence[str], hold_out: int, seed: int | None = Non
             cure="lower it or give more data",
         )
     if seed is not None:
-        return sorted(sorted(range(count), key=lambda index: short_hash(f"{seed}/{names[index]}", 40))[:hold_out])
+        away = drawn(names, hold_out, seed)
+        return [index for index, name in enumerate(names) if name in away]
     return [int((index + 0.5) * count / hold_out) for index in range(hold_out)]
 
 
