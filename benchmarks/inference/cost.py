@@ -1,11 +1,13 @@
 """`python -m fusion bench-inference --out FILE`: time, memory over image sizes, tiled against whole, through infer.py.
 
-Everything goes through real runs of the command line and real files, so that what is measured is what users get.
+Everything goes through infer.py's command line and real files, so that what is measured is what users get: time and
+memory in a process of its own, images in this one.
 Axes: C colour, H and W of an output.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,10 +32,11 @@ from benchmarks.inference.seams import compare
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.save import FILE_NAME, save_model
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser
+from imaging.command import DONE, CommandParser, run
 from imaging.files import png_rows, read_raster
 from imaging.paths import ROOT
 from imaging.refusal import Refusal
+from infer import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,9 +96,9 @@ def time_table(sizes: Sequence[int], folder: Path) -> list[str]:
         image, output = folder / f"{size}.png", folder / f"{size}-out.png"
         with png_rows(image, height=size, width=size, channels=3) as write:
             write(photograph(size))
-        run = run_infer("-i", image, "-o", output, "--json")
-        times = f"{run.document['seconds']:.1f} | {run.wall:.1f} | {run.seconds:.1f}"
-        rows.append(f"| {size}x{size} | {4 * size}x{4 * size} | {times} | {run.peak_mb:.0f} |")
+        done = run_infer("-i", image, "-o", output, "--json")
+        times = f"{done.document['seconds']:.1f} | {done.wall:.1f} | {done.seconds:.1f}"
+        rows.append(f"| {size}x{size} | {4 * size}x{4 * size} | {times} | {done.peak_mb:.0f} |")
     head = "| input | output | seconds of computing | with start-up | of all processors | peak memory, MB |"
     text = f"## Time\n\nThe shipped default, `infer.py -i IMAGE -o OUT`, on {torch.get_num_threads()} cores."
     return [text, "", head, "|---|---|---|---|---|---|", *rows, ""]
@@ -107,12 +111,12 @@ def memory_table(sizes: Sequence[int], folder: Path) -> list[str]:
     for size in sizes:
         image = folder / f"{size}.png"
         write_mosaic(image, size)
-        run = run_infer(
+        done = run_infer(
             "-i", image, "-o", folder / f"{size}-out.png", "-t", 128, "--model", "none", "--experts", expert
         )
         output = folder / f"{size}-out.png"
         rows.append(
-            f"| {size}x{size} | {4 * size}x{4 * size} | {run.peak_mb:.0f} | {run.seconds:.1f} "
+            f"| {size}x{size} | {4 * size}x{4 * size} | {done.peak_mb:.0f} | {done.seconds:.1f} "
             f"| {output.stat().st_size / 1e6:.0f} |"
         )
         output.unlink()
@@ -126,12 +130,12 @@ def tiling_table(image: Path, models: Sequence[tuple[str, str]], tile: int, fold
     rows: list[str] = []
     for model, experts in models:
         outputs = [folder / "whole.png", folder / "tiled.png"]
-        runs = []
+        document: dict[str, Any] = {}
         for size, output in zip((0, tile), outputs, strict=True):
             words = ["-i", image, "-o", output, "-t", size, "--depth", 16, "--model", model]
-            runs.append(run_infer(*words, *(["--experts", experts] if experts else []), "--json"))
+            document = infer_here(*words, *(["--experts", experts] if experts else []), "--json")
         whole, tiled = (read_raster(path)[0].levels_HWC.astype(np.float64) / 257 for path in outputs)
-        margin, multiple = runs[-1].document["margin"], runs[-1].document["multiple"]
+        margin, multiple = document["margin"], document["multiple"]
         found = compare(whole, tiled, tile=tile, margin=margin, multiple=multiple)
         name = ", ".join(Path(one).stem for one in experts.split(",")) if model == "none" else Path(model).stem
         seams = f"{found.at_seams:.4f} | {found.elsewhere:.4f} | {found.step:.4f}"
@@ -165,6 +169,16 @@ def run_infer(*words: object) -> Run:
     seconds = usage.ru_utime + usage.ru_stime
     wall = time.perf_counter() - begun
     return Run(usage.ru_maxrss * unit / 1e6, seconds, wall, json.loads(printed) if printed else {})
+
+
+def infer_here(*words: object) -> dict[str, Any]:
+    """Run infer.py's command line in this process: what it prints with --json."""
+    arguments = [str(word) for word in words]
+    with redirect_stdout(io.StringIO()) as printed:
+        code = run(command_line, arguments)
+    if code != DONE:
+        raise Refusal(f"infer.py ended with code {code}", where=shlex.join(arguments), cure="its own line says why")
+    return json.loads(printed.getvalue())
 
 
 def photograph(size: int) -> np.ndarray:

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cache_tools.write.space import format_bytes
-from experts.folded_tail import unfold_upsampler
 from experts.run import NetworkExpert
 from imaging.dihedral import VARIANTS
 from imaging.refusal import Refusal, nearest
@@ -132,6 +130,10 @@ def _seconds(
 
 
 def _operations_per_pixel(expert: NetworkExpert) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # this and spandrel's architectures: most commands need none
+
+    from experts.folded_tail import unfold_upsampler
+
     unfold_upsampler(expert.network)  # as a GPU runs it: folding is for CPUs
     lr_BCHW = torch.zeros(1, 3, _SIDE, _SIDE, device=expert.device)
     with FlopCounterMode(display=False) as counter:

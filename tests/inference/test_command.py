@@ -216,14 +216,14 @@ def test_compiled_experts_give_the_same_image(tmp_path: Path, expert: Path) -> N
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
-    """Real processes: sixteen times the pixels, the same peak but for what reading the input takes."""
+    """Real processes: ten times the pixels, the same peak but for what reading the input takes."""
     weights = tiny_expert(tmp_path / "tiny.safetensors")
     peaks = []
-    for height in (256, 4096):
+    for height in (256, 2560):
         Image.fromarray(photograph(512)[:256]).resize((512, height)).save(tmp_path / f"{height}.png")
         words = ["-t", 128, "--model", "none", "--experts", weights]
         peaks.append(run_infer("-i", tmp_path / f"{height}.png", "-o", tmp_path / f"{height}-out.png", *words).peak_mb)
-    assert peaks[1] < peaks[0] + 150  # the output alone is 100 MB as levels, 400 MB as floats
+    assert peaks[1] < peaks[0] + 120  # the output alone is 63 MB as levels, 252 MB as floats
 
 
 def test_shards_make_every_image_once_and_the_report_comes_at_the_end(

@@ -144,5 +144,5 @@ def test_imported_weights_go_to_the_users_folder(installed: Path, tmp_path: Path
         done = run([installed / "csr", "experts", "import", mine], tmp_path, **environment)
         assert done.returncode == 0, done.stderr
         assert (folder / mine.name).is_file()
-        done = run([installed / "csr", "experts", "check", "edsr-s"], tmp_path, **environment)
-        assert done.returncode == 0, done.stderr
+    done = run([installed / "csr", "experts", "check", "edsr-s"], tmp_path, **environment)
+    assert done.returncode == 0, done.stderr

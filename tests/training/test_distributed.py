@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
+from imaging.command import DONE
 from tests.training.parts import (
     expert_document,
     fusion_document,
@@ -23,9 +25,8 @@ ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
 
 
-def launch(config: Path, port: int | None) -> subprocess.CompletedProcess[str]:
-    start = [*TORCHRUN, str(port)] if port else [sys.executable]
-    words = [*start, "train.py", "--config", str(config)]
+def launch(config: Path, port: int) -> subprocess.CompletedProcess[str]:
+    words = [*TORCHRUN, str(port), "train.py", "--config", str(config)]
     return subprocess.run(words, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, timeout=240)
 
 
@@ -51,9 +52,12 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, task, port):
         ]
     for document in documents:
         document["optimizer"] = {"lr": 1e-9, "clip": None}
-        config = write_config(tmp_path / "config.yaml", document)
-        done = launch(config, port if document["processes"] == 2 else None)
-        assert done.returncode == 0, done.stderr[-2000:]
+        config = write_config(tmp_path / f"{document['processes']}.yaml", document)
+        if document["processes"] == 1:
+            assert train.main(["--config", str(config)]) == DONE
+        else:
+            done = launch(config, port)
+            assert done.returncode == 0, done.stderr[-2000:]
     one, two = first_moments(tmp_path / "1"), first_moments(tmp_path / "2")
     assert one.keys() == two.keys() and one
     assert max(float(moment.abs().max()) for moment in one.values()) > 0
@@ -75,8 +79,7 @@ def test_two_launchers_as_on_two_machines_have_the_gradients_of_one(tmp_path):
         document["optimizer"] = {"lr": 1e-9, "clip": None}
         return write_config(tmp_path / f"{name}.yaml", document)
 
-    done = launch(config_of("alone", 1), None)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert train.main(["--config", str(config_of("alone", 1))]) == DONE
     alone = first_moments(tmp_path / "alone")
     for name, meeting in (("static", STATIC), ("rendezvous", RENDEZVOUS)):
         config = config_of(name, 2)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -121,7 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures, tmp_path, workers, 
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bits(pictures, tmp_path):
+def test_killed_and_resumed_from_the_command_line_it_ends_with_the_same_bits(pictures, tmp_path):
     def command(run_folder):
         document = expert_document(pictures, run_folder, steps=40, checkpoint={"every": 3}, validation={"every": 10})
         config = write_config(tmp_path / f"{run_folder.name}.yaml", document)
@@ -132,18 +130,14 @@ def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bits(picture
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(whole).wait() == 0
-    chance, kills = random.Random(5), 0
-    for goal in sorted(chance.sample(range(1, 36), 2)):
-        process = start(cut)
-        while process.poll() is None and not any(step >= goal for step, _ in list_checkpoints(cut / "checkpoints")):
-            time.sleep(0.01)
-        time.sleep(chance.random() * 0.05)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
+    process = start(cut)
+    while process.poll() is None and len(list_checkpoints(cut / "checkpoints")) < 3:
+        time.sleep(0.01)
+    time.sleep(random.Random(5).random() * 0.05)
+    assert process.poll() is None, "it was over before it could be killed"
+    process.kill()
+    process.wait()
     assert start(cut).wait() == 0
-    assert kills >= 1
     assert_same(last_state(cut), last_state(whole))
     assert_same(load_file(cut / "model.safetensors"), load_file(whole / "model.safetensors"))
 
