@@ -9,6 +9,7 @@ Axes: B batch, E experts, K = 9 bands, C = 3 colours, D width, H and W of the LR
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BAND_WIDTH, _COMMON_WIDTH, _LEVEL_WIDTH, _EDGE_WIDTH, _EXPANSION = 64, 128, 32, 32, 4
+_REFINE_WIDTHS = range(8, 161)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -173,9 +175,11 @@ class OriginalFusion(nn.Module):
 def original_of_size(channels: Sequence[int], parameters: int) -> OriginalFusion:
     """The original layout with the refinement width that brings it nearest to `parameters`."""
 
-    def distance(width: int) -> int:
-        return abs(sum(p.numel() for p in OriginalFusion(channels, width).parameters()) - parameters)
+    def count(width: int) -> int:
+        return sum(p.numel() for p in OriginalFusion(channels, width).parameters())
 
     with torch.device("meta"):  # parameters are only counted: none is allocated
-        best = min(range(8, 161), key=distance)
+        above = bisect_left(_REFINE_WIDTHS, parameters, key=count)
+        near = _REFINE_WIDTHS[max(above - 1, 0) : above + 1]  # a wider one has more
+        best = min(near, key=lambda width: abs(count(width) - parameters))
     return OriginalFusion(channels, best)
