@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     Capture = pytest.CaptureFixture[str]
 
 ROOT = Path(__file__).parents[2]
-ADDRESS = f"hf://datasets/{REPOSITORY}"
+ADDRESS, OTHER = f"hf://datasets/{REPOSITORY}", "tester/other"
 
 
 @pytest.fixture
@@ -32,26 +33,45 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-def run(folder: Path, environment: dict[str, str], *words: object) -> tuple[int, str, str]:
+# The commands' answers, one after another in one process: start-up takes longer than they do.
+_COMMANDS = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from cache_tools.__main__ import main
+from imaging.command import run
+answers = []
+for words in json.loads(sys.argv[1]):
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = run(main, words)
+    answers.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(answers))
+"""
+
+
+def run(folder: Path, environment: dict[str, str], *commands: tuple[object, ...]) -> list[tuple[int, str, str]]:
     """In a process of its own: the Hub's client reads where the Hub is when it is imported."""
     own = {
         "CHAMPIONSHIP_SR_LOCAL_CACHE": str(folder / "copies"),
         "HF_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": "1",
     }
+    words = json.dumps([[str(word) for word in one] for one in commands])
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
+        [sys.executable, "-c", _COMMANDS, words],
         cwd=ROOT,
         env={**os.environ, **own, **environment},
         capture_output=True,
         text=True,
     )
-    return done.returncode, done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return [(code, out, err) for code, out, err in json.loads(done.stdout)]
 
 
 def test_a_cache_goes_to_the_hub_with_a_card_and_comes_back(hub: Hub, tmp_path: Path) -> None:
     local = make_cache(tmp_path, [(32 + 4 * number, 40) for number in range(3)])
-    code, out, err = run(tmp_path, hub.environment, "cache_tools", "push", local, ADDRESS)
+    push = "push", local, ADDRESS
+    ((code, out, err),) = run(tmp_path, hub.environment, push)
     assert (code, out.strip()) == (0, f"pushed to {ADDRESS}: 3 items copied, 0 existed"), err[-2000:]
     sent = {name.rpartition("/")[2]: data for name, data in hub.files.items() if name.startswith("items/")}
     assert sent == item_bytes_of(local)
@@ -59,31 +79,35 @@ def test_a_cache_goes_to_the_hub_with_a_card_and_comes_back(hub: Hub, tmp_path: 
     _, head, card = hub.files["README.md"].decode().split("---\n", 2)
     assert "super-resolution" in yaml.safe_load(head)["tags"]
     assert f"pull {ADDRESS} cache/" in card
-    before = len(sent), dict(hub.files)
-    code, out, _ = run(tmp_path, hub.environment, "cache_tools", "push", local, ADDRESS)
-    assert (code, out.strip()) == (0, f"pushed to {ADDRESS}: 0 items copied, 3 existed")
-    assert before[1].keys() == hub.files.keys()
-    code, out, err = run(tmp_path, hub.environment, "cache_tools", "verify", ADDRESS, "--full")
-    assert (code, out.strip()) == (0, "3 items checked (full), 0 bad"), err[-2000:]
-    assert run(tmp_path, hub.environment, "cache_tools", "pull", ADDRESS, tmp_path / "back")[0] == 0
+    before = set(hub.files)
+    further = push, ("verify", ADDRESS, "--full"), ("pull", ADDRESS, tmp_path / "back")
+    again, verified, pulled = run(tmp_path, hub.environment, *further)
+    assert (again[0], again[1].strip()) == (0, f"pushed to {ADDRESS}: 0 items copied, 3 existed")
+    assert set(hub.files) == before
+    assert (verified[0], verified[1].strip()) == (0, "3 items checked (full), 0 bad"), verified[2][-2000:]
+    assert pulled[0] == 0
     assert item_bytes_of(tmp_path / "back") == item_bytes_of(local)
     assert all(TOKEN.encode() not in data for data in hub.files.values())
 
 
 def test_what_the_hub_refuses_is_one_line(hub: Hub, tmp_path: Path) -> None:
     local = make_cache(tmp_path, [(32, 40)])
-    for environment, address, says in (
-        (hub.environment | {"HF_TOKEN": "hf_" + "y" * 34}, ADDRESS, "access is denied"),
-        (hub.environment, "hf://datasets/tester/other", "there is no such place"),
-        (hub.environment, "hf://datasets/a b/c", "is no place for a cache"),
-        (hub.environment | {"HF_ENDPOINT": "http://127.0.0.1:1"}, ADDRESS, "failed 4 times"),
+    wrong, off = {"HF_TOKEN": "hf_" + "y" * 34}, {"HF_ENDPOINT": "http://127.0.0.1:1"}
+    for environment, expected in (
+        (wrong, {ADDRESS: "access is denied"}),
+        (
+            {},
+            {"hf://datasets/tester/other": "there is no such place", "hf://datasets/a b/c": "is no place for a cache"},
+        ),
+        (off, {ADDRESS: "failed 4 times"}),
     ):
-        code, _, err = run(tmp_path, environment, "cache_tools", "push", local, address)
-        assert code == 2, err[-2000:]
-        last = err.strip().splitlines()[-1]
-        assert last.startswith(f"refused: {address}"), last
-        assert says in last
-        assert "Traceback" not in err
+        answers = run(tmp_path, hub.environment | environment, *(("push", local, address) for address in expected))
+        for (address, says), (code, _, err) in zip(expected.items(), answers, strict=True):
+            assert code == 2, err[-2000:]
+            last = err.strip().splitlines()[-1]
+            assert last.startswith(f"refused: {address}"), last
+            assert says in last
+            assert "Traceback" not in err
     assert not hub.files
 
 

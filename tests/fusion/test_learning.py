@@ -6,7 +6,6 @@ import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import pytest
 import torch
 
 from fusion.network import ExpertSlot
@@ -92,12 +91,11 @@ def test_untrained_it_is_the_base_under_autocast_too() -> None:
 
 
 # Graph capture and autograd as torch.compile does them; building the C++ of the last step takes minutes on a CPU.
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_without_graph_breaks(backend: str) -> None:
+def test_compiles_without_graph_breaks() -> None:
     torch.compiler.reset()
     model = stir(small_model(base=random_record(("a", "b", "c"), pull=1.07)), scale=0.03)
     lr, sr, feats = batch_for(model.settings)
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     ours, theirs = model(lr, sr, feats), compiled(lr, sr, feats)
     torch.testing.assert_close(theirs.image_BCHW, ours.image_BCHW, atol=1e-4, rtol=0)
     theirs.image_BCHW.square().mean().backward()

@@ -127,11 +127,14 @@ def test_commands_of_the_installed_package(installed: Path, tmp_path: Path) -> N
     assert "task: fusion" in done.stdout
     done = run([installed / "csr", "experts", "list"], tmp_path)
     assert "here     edsr-s" in done.stdout, done.stderr
-    for module, *words in (("fusion", "bench"), ("experts", "bench-native"), ("cache_tools", "bench", "--out", "b")):
-        done = run([installed / "python", "-m", module, *words], tmp_path)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        assert "in a checkout of the repository" in done.stderr
+    code = (
+        "from importlib import import_module as load; from imaging.command import run; print(*("
+        "run(load(f'{room}.__main__').main, words) for room, *words in"
+        " (('fusion', 'bench'), ('experts', 'bench-native'), ('cache_tools', 'bench', '--out', 'b'))))"
+    )
+    done = run([installed / "python", "-c", code], tmp_path)
+    assert done.stdout == "2 2 2\n"
+    assert [line.count("in a checkout of the repository") for line in done.stderr.splitlines()] == [1, 1, 1]
 
 
 def test_imported_weights_go_to_the_users_folder(installed: Path, tmp_path: Path) -> None:
