@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cache_tools.read.reader import CacheReader
@@ -193,6 +193,14 @@ def test_curves_lie_where_their_values_say() -> None:
     assert float(points[1][0].split(",")[0]) == pytest.approx(xs[1], abs=0.1)
     for odd in ([math.nan, math.nan], [7.0, 7.0], [1e300, -1e300]):
         well_formed(line_chart([Line("odd", [1, 2], odd, 0)], 0.5))
+
+
+@given(st.floats(-1e5, 1e5), st.floats(1e-3, 1e5))
+@example(27.6, 0.15)
+def test_ticks_of_a_curve_can_be_told_apart(low: float, span: float) -> None:
+    root = well_formed(line_chart([Line("a", [0, 1], [low, low + span], 0)]))
+    ticks = [one.text for one in root.iter() if one.tag == "text"][:4]
+    assert len(set(ticks)) == 4, ticks
 
 
 def test_bars_are_as_long_as_their_values() -> None:

@@ -80,10 +80,12 @@ def line_chart(lines: Sequence[Line], smoothing: float = 0.0) -> str:
     def y(value: float) -> float:
         return _ABOVE + (_HEIGHT - _ABOVE - _BELOW) * (1 - (value - low) / (high - low))
 
+    ticks = np.linspace(low, high, 4)
+    digits = _digits(ticks)
     parts = [
         f'<path class="grid" d="M{_LEFT} {y(tick):.1f}H{_WIDTH - 8}"/>'
-        f'<text class="soft" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>'
-        for tick in np.linspace(low, high, 4)
+        f'<text class="soft" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.{digits}g}</text>'
+        for tick in ticks
     ]
     ends = ((first, "start"), ((first + last) / 2, "middle"), (last, "end"))
     parts += [
@@ -174,6 +176,11 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, [cut, 100 - cut])
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     return float(low - margin), float(high + margin)
+
+
+def _digits(ticks: np.ndarray) -> int:
+    """Significant ones that tell each tick from the next, three at least: 27.65 and 27.70 are not both 27.7."""
+    return max(3, 1 + math.ceil(math.log10(np.abs(ticks).max() / (ticks[1] - ticks[0]))))
 
 
 def _short(name: str) -> str:
