@@ -23,12 +23,7 @@ from tests.training.parts import (
 from tests.training.test_loop import last_state
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-
-
-def launch(config: Path, port: int) -> subprocess.CompletedProcess[str]:
-    words = [*TORCHRUN, str(port), "train.py", "--config", str(config)]
-    return subprocess.run(words, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, timeout=240)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def first_moments(run: Path) -> dict[int, torch.Tensor]:
@@ -40,17 +35,18 @@ def first_moments(run: Path) -> dict[int, torch.Tensor]:
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     cache = make_cache(tmp_path)
-    for world in (1, 2):
+
+    def config_of(world: int) -> Path:
         document = fusion_document(
             cache, tmp_path / str(world), steps=2, processes=world, fusion={"expert_dropout": 0.5}
         )
         document["optimizer"] = {"lr": 1e-9, "clip": None}
-        config = write_config(tmp_path / f"{world}.yaml", document)
-        if world == 1:
-            assert train.main(["--config", str(config)]) == DONE
-        else:
-            done = launch(config, 29612)
-            assert done.returncode == 0, done.stderr[-2000:]
+        return write_config(tmp_path / f"{world}.yaml", document)
+
+    assert train.main(["--config", str(config_of(1))]) == DONE
+    words = [*TORCHRUN, "--nproc-per-node", "2", "--master-port", "29612", "train.py", "--config", str(config_of(2))]
+    done = subprocess.run(words, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert_same_gradients(tmp_path / "2", tmp_path / "1")
 
 
@@ -87,8 +83,7 @@ def test_two_launchers_as_on_two_machines_have_the_gradients_of_one(tmp_path):
 
 
 def start_node(config: Path, meeting: list[str]) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
-    words += ["train.py", "--config", str(config)]
+    words = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", *meeting, "train.py", "--config", str(config)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(words, cwd=ROOT, env=quiet_environment(), text=True, **pipes)
 
