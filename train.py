@@ -13,6 +13,7 @@ import torch
 from cache_tools.format.location import is_address, parse_location
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from experts.catalog import load_catalog
+from experts.check import seconds_per_pixel
 from experts.loading.edsr import EDSR
 from experts.loading.student import build_architecture, open_student
 from experts.native.freqnet import FreqNet
@@ -21,7 +22,6 @@ from experts.native.ssm import SSM
 from experts.open import open_experts
 from experts.spec import scale_of
 from experts.stored import StoredExperts, stored_specs
-from experts.timing import seconds_per_pixel
 from fusion.budget.fit import fit_after_training
 from fusion.network.base.blend import BaseRecord
 from fusion.network.settings import ExpertSlot

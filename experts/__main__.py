@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experts.apply import apply
 from experts.catalog import load_catalog
-from experts.check import check, listed, listing
-from experts.deploy import deploy
 from experts.export import command as export
-from experts.loading.fetch import fetch
-from experts.loading.import_file import Record, describe, import_file, write_record
-from experts.loading.load import load_network
+from experts.listing import listed, listing
 from experts.loading.weights import read_state_file
-from experts.open import open_expert, open_experts, spec_of
 from imaging import command
 from imaging.atomic import write_text
-from imaging.degrade import DegradeSettings
 from imaging.device import find_device
 from imaging.paths import pretrained_folder, require_checkout
 from imaging.refusal import Refusal
-from imaging.settings import load_settings
 
+# What opens an expert is imported by the command that does: `list` can do without a second for spandrel.
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
     from experts.catalog import Catalog
+    from experts.loading.import_file import Record
     from experts.spec import ExpertSpec
 
 MIRROR = "CHAMPIONSHIP_SR_MIRROR"
@@ -127,6 +119,8 @@ def _list(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _check(options: argparse.Namespace, catalog: Catalog) -> int:
+    from experts.check import check
+
     report = check(
         options.expert, catalog, device=options.device, precision=options.precision, trust_code=options.trust_code
     )
@@ -151,6 +145,11 @@ def _fetch(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _fetch_one(spec: ExpertSpec, catalog: Catalog, mirror: str | None, *, quiet: bool) -> Record:
+    from experts.loading.fetch import fetch
+    from experts.loading.import_file import describe, write_record
+    from experts.loading.load import load_network
+    from experts.open import spec_of
+
     path, sha256 = fetch(spec, pretrained_folder(), mirror=mirror)
     spec = spec_of(spec.name, catalog)  # whose code is there now
     source = next(one for one in spec.weights if one.url)
@@ -163,6 +162,8 @@ def _fetch_one(spec: ExpertSpec, catalog: Catalog, mirror: str | None, *, quiet:
 
 
 def _import(options: argparse.Namespace, catalog: Catalog) -> int:
+    from experts.loading.import_file import import_file
+
     folder, trust = pretrained_folder(), options.trust_code
     record = import_file(options.file, catalog, folder, licence=options.licence, trust_code=trust)
     if record.code is not None and not options.json:
@@ -171,6 +172,9 @@ def _import(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _run(options: argparse.Namespace, catalog: Catalog) -> int:
+    from experts.apply import apply
+    from experts.open import open_expert
+
     device = find_device(options.device)
     expert = open_expert(
         options.expert,
@@ -190,6 +194,8 @@ def _run(options: argparse.Namespace, catalog: Catalog) -> int:
 
 
 def _deploy(options: argparse.Namespace, catalog: Catalog) -> int:
+    from experts.export.deploy import deploy
+
     made = deploy(options.expert, catalog, options.output)
     if options.json:
         command.print_json(asdict(made))
@@ -200,32 +206,9 @@ def _deploy(options: argparse.Namespace, catalog: Catalog) -> int:
 
 def _bench_native(options: argparse.Namespace, catalog: Catalog) -> int:  # noqa: ARG001 (as every command)
     require_checkout("python -m experts bench-native")
-    from benchmarks.native.cost import as_json, as_markdown, bench, machine
-    from benchmarks.native.fold import bench_fold, fold_json, fold_markdown
-    from benchmarks.native.quality import measure_quality, quality_json, quality_markdown
+    from benchmarks.native.tables import measure
 
-    on, threads = machine(), options.threads
-    texts = [
-        "# Native experts: measured\n",
-        f"{time.strftime('%Y-%m-%d')}, `python -m experts bench-native {shlex.join(options.words[1:])}`, "
-        f"torch {on['torch']}, CPU {on['processor']}, float32.\n",
-    ]
-    document: dict[str, object] = {**on, "threads": threads, "repeats": options.repeats}
-    if "cost" in options.what:
-        costs = bench(options.size, threads=threads, repeats=options.repeats, only=options.network)
-        texts.append(as_markdown(costs, threads=threads, repeats=options.repeats))
-        document["cost"] = as_json(costs)
-    if "fold" in options.what:
-        folded = bench_fold(min(options.size), threads=threads, pairs=options.pairs, only=options.network)
-        texts.append(fold_markdown(folded, threads=threads))
-        document["fold"] = fold_json(folded)
-    if "quality" in options.what:
-        experts = open_experts(options.experts, config=options.config)
-        mixed = None if options.degrade is None else load_settings(DegradeSettings, options.degrade)
-        scores = measure_quality(experts, _named_folders(options.hr), images=options.images, mixed=mixed)
-        texts.append(quality_markdown(scores))
-        document["quality"] = quality_json(scores)
-    text = "\n".join(texts)
+    text, document = measure(options)
     if options.record is not None:
         write_text(options.record, text)
     if options.json:
@@ -233,17 +216,6 @@ def _bench_native(options: argparse.Namespace, catalog: Catalog) -> int:  # noqa
     else:
         print(text, end="")
     return command.DONE
-
-
-def _named_folders(words: Sequence[str]) -> dict[str, Path]:
-    """NAME=FOLDER words."""
-    named = {}
-    for word in words:
-        name, equals, folder = word.partition("=")
-        if not (name and equals and folder) or name in named:
-            raise Refusal(f"'{word}' is not NAME=FOLDER with a name of its own", where="--hr", cure="write Set5=DIR/HR")
-        named[name] = Path(folder)
-    return named
 
 
 def _print_record(record: Record, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""An expert -> what one run on a 64x64 image shows of it: shapes, range, time, hash."""
+"""An expert -> what runs on a 64x64 image show of it: shapes, range, time, hash; seconds per LR pixel."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from experts.loading.weights import find_weights
 from experts.open import open_expert
 from experts.run import NetworkExpert
 from imaging.device import find_device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from experts.catalog import Catalog
+    from experts.spec import Expert
     from imaging.device import Precision
 
-CHECK_SIZE = 64
-LISTED_SET = "Set5"
+CHECK_SIZE, REPEATS = 64, 3
 
 
 @dataclass(frozen=True)
@@ -109,55 +105,21 @@ def _range(x: torch.Tensor) -> list[float]:
     return [round(float(x.amin()), 5), round(float(x.amax()), 5)]
 
 
-@dataclass(frozen=True)
-class ListedExpert:
-    """One line of `python -m experts list`."""
+def seconds_per_pixel(expert: Expert, *, side: int = CHECK_SIZE, repeats: int = REPEATS) -> float | None:
+    """The fastest of several runs after one that warms up; None for folders of images, which cost nothing to ask.
 
-    name: str
-    title: str
-    architecture: str | None
-    parameters: int | None
-    measured: dict[str, float]
-    published: dict[str, float]
-    present: bool
-    file: str
-    licence: str
-    page: str
-
-
-def listed(catalog: Catalog) -> list[ListedExpert]:
-    """Every known expert and whether its weights are there (presence only; `check` verifies)."""
-    lines = []
-    for spec in catalog.experts:
-        found = find_weights(spec)
-        source = found[1] if found else spec.weights[0]
-        path: Path | None = found[0] if found else None
-        lines.append(
-            ListedExpert(
-                name=spec.name,
-                title=spec.title or spec.name,
-                architecture=spec.architecture,
-                parameters=spec.parameters,
-                measured=spec.measured,
-                published=spec.published,
-                present=path is not None,
-                file=str(path or source.file),
-                licence=source.licence,
-                page=source.page,
-            )
-        )
-    return lines
-
-
-def listing(lines: Sequence[ListedExpert]) -> list[str]:
-    """The table that `python -m experts list` prints."""
-    table = [
-        f"{'':9}{'expert':10} {'size':>8}  {LISTED_SET + ' dB':>11}  licence      file (dB: measured here/published)"
-    ]
-    for line in lines:
-        size = f"{line.parameters / 1e6:6.2f} M" if line.parameters else "       -"
-        state = "here   " if line.present else "missing"
-        both = (line.measured, line.published)
-        score = "/".join(f"{one[LISTED_SET]:.2f}" if LISTED_SET in one else "-" for one in both)
-        table.append(f"{state}  {line.name:10} {size}  {score:>11}  {line.licence:12} {line.file}  ({line.title})")
-    return table
+    On a CPU the time of the process's own threads counts, which other programs do not stretch.
+    """
+    if not isinstance(expert, NetworkExpert):
+        return None
+    on_gpu = expert.device.type != "cpu"
+    clock = time.perf_counter if on_gpu else time.process_time
+    lr_BCHW = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(expert.device)
+    taken: list[float] = []
+    for _ in range(1 + repeats):
+        begun = clock()
+        expert.run(lr_BCHW)
+        if expert.device.type == "cuda":
+            torch.cuda.synchronize(expert.device)
+        taken.append(clock() - begun)
+    return min(taken[1:]) / side**2

@@ -129,3 +129,30 @@ def test_no_two_classes_share_a_name() -> None:
 def test_every_file_says_what_it_does() -> None:
     silent = [short(path) for path in ROOM_FILES if not ast.get_docstring(parse(path))]
     assert silent == []
+
+
+@pytest.mark.parametrize("door", ["experts.__main__", "cache_tools.__main__"])
+def test_commands_start_without_spandrel(door: str) -> None:
+    """Its forty architectures take more than a second, which only a command that opens an expert has to wait for."""
+    seen: dict[str, str] = {door: ""}
+    waiting = [door]
+    while waiting:
+        name = waiting.pop()
+        for other in imported_at_start(name) - seen.keys():
+            seen[other] = name
+            waiting.append(other)
+    assert len(seen) > 20
+    assert {name: by for name, by in seen.items() if name.partition(".")[0] == "spandrel"} == {}
+
+
+def imported_at_start(module: str) -> set[str]:
+    """The modules that importing one of ours imports at once, its packages among them; of others, none."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.is_file():
+        return set()
+    names = {module.rpartition(".")[0]} - {""}
+    for node in parse(file).body:  # not those of functions, nor under `if TYPE_CHECKING`
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= imported_modules(ast.Module([node], []))
+    return names

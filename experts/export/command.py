@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from experts.export.write import ENDINGS, export_expert
-from experts.open import open_expert
+from experts.export.forms import ENDINGS
 from imaging import command
 
 if TYPE_CHECKING:
@@ -30,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(options: argparse.Namespace, catalog: Catalog) -> int:
     """On the CPU in float32: what is compared must be exact."""
+    from experts.export.write import export_expert  # late, as in experts/__main__.py
+    from experts.open import open_expert
+
     expert = open_expert(
         options.expert,
         catalog,

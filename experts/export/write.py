@@ -8,12 +8,13 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from experts.call import without_meshgrid_warning
 from experts.export.edsr_as_rcan import edsr_as_rcan
+from experts.export.forms import ENDINGS
 from experts.export.graph import expert_graph
 from experts.export.ncnn_files import write_ncnn
 from experts.folded_tail import unfold_upsampler
@@ -35,11 +36,10 @@ from imaging.tensors.safe import write_safetensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from experts.export.forms import Form
     from experts.spec import Expert
 
 PROVENANCE_KEY = "provenance"  # of what was trained here: by what, on what
-Form = Literal["onnx", "ncnn", "safetensors"]
-ENDINGS: dict[Form, str] = {"onnx": ".onnx", "ncnn": ".param", "safetensors": ".safetensors"}
 
 
 @dataclass(frozen=True)
