@@ -9,15 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from fusion.training.loop import loop
 from fusion.training.loop.checkpoint import list_checkpoints
-from fusion.training.tasks.expert import ExpertTask
 from imaging.refusal import Refusal
-from tests.training.parts import KINDS, expert_settings, write_pictures
-
-
-def run(settings, *, resume=False):
-    return loop.train(settings, lambda rank, world: ExpertTask(settings, KINDS, rank, world), resume=resume)
+from tests.training.loop.parts import run
+from tests.training.parts import expert_settings, write_pictures
 
 
 class StandIn(ModuleType):

@@ -6,38 +6,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import bootstrap
 
 import train as command
 from cache_tools.read.reader import CacheReader
 from fusion.network.interface import TrainingRecord
 from fusion.network.network import FusionSR, load_model
 from fusion.network.save import read_header, save_model
-from fusion.training.judge.gate import paired_bootstrap
 from fusion.training.loop import loop
-from fusion.training.settings import AugmentSettings
-from fusion.training.sources.cache import CacheSource, may_turn
+from fusion.training.sources.cache import CacheSource
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.pictures import signed
 from imaging.refusal import Refusal
-from tests.training.parts import (
-    SMALL_FUSION,
-    fusion_settings,
-    make_cache,
-    make_striped_cache,
-    write_pictures,
-    write_tiny_expert,
-)
-from tests.training.test_loop import assert_same, last_state
+from tests.training.loop.parts import assert_same, last_state
+from tests.training.parts import SMALL_FUSION, fusion_settings, make_striped_cache, write_pictures, write_tiny_expert
 
 
 def run(settings, *, resume=False, live=False):
     return loop.train(settings, lambda rank, world: command.make_task(settings, live, rank, world), resume=resume)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return make_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -167,21 +152,6 @@ def test_fusion_resumes_bit_for_bit(cache, tmp_path, workers, optimizer, monkeyp
     assert_same(last_state(tmp_path / "cut"), last_state(tmp_path / "whole"))
 
 
-def test_held_out_images_are_never_trained_on(cache, tmp_path):
-    source = CacheSource(fusion_settings(cache, tmp_path, augment={"flip": False, "rotate": False}))
-    held = {batch.items[0] for batch in source.held_out()}
-    fitted = {batch.items[0] for batch in source.fit_items()}
-    batches = source.raw_batches(range(12), 0)
-    trained = {item for _ in range(12) for item in next(batches).items}
-    assert len(held) == 4 and trained and trained <= fitted and not held & fitted
-
-
-@pytest.mark.parametrize("name", ["jitter", "blur", "crop_scale", "cutblur", "mixup"])
-def test_augmentations_a_cache_cannot_follow_are_refused_with_the_reason(cache, tmp_path, name):
-    with pytest.raises(Refusal, match=f"augment.{name} cannot be used with a cache: the"):
-        CacheSource(fusion_settings(cache, tmp_path, augment={name: 0.5}))
-
-
 def test_dropout_leaves_at_least_one_expert_and_the_same_in_every_process(cache, tmp_path):
     settings = fusion_settings(cache, tmp_path / "run", fusion={"expert_dropout": 0.7})
     tasks = [FusionTask(settings, CacheSource(settings)) for _ in range(2)]
@@ -244,75 +214,6 @@ def test_live_training_with_every_augmentation(tmp_path):
         live=True,
     )
     assert {"fused", "base", "ann", "bob"} <= set(summary["scores"])
-
-
-def test_the_interval_agrees_with_scipy_and_regions_of_an_image_count_once():
-    rng = np.random.default_rng(3)
-    gain = rng.normal(0.02, 0.05, 30)
-    base = {f"i{n}": 30.0 for n in range(30)}
-    fused = {f"i{n}": 30.0 + gain[n] for n in range(30)}
-    own = {item: item for item in base}
-    verdict = paired_bootstrap(fused, base, own, confidence=0.95, resamples=20000, seed=1)
-    expected = bootstrap((gain,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(2))
-    assert verdict.gain_db == pytest.approx(gain.mean())
-    assert (verdict.low_db, verdict.high_db) == pytest.approx(tuple(expected.confidence_interval), abs=1.5e-3)
-    few = paired_bootstrap(fused, base, {item: item[-1] for item in base}, confidence=0.95, resamples=500, seed=1)
-    assert few.images == 10
-
-
-@pytest.mark.parametrize(
-    ("gain", "images", "passed"), [(0.1, 8, True), (0.0, 8, False), (-0.1, 8, False), (0.1, 4, False)]
-)
-def test_the_gate(gain, images, passed):
-    base = {str(n): 30.0 + n for n in range(images)}
-    fused = {item: score + gain for item, score in base.items()}
-    verdict = paired_bootstrap(fused, base, {item: item for item in base}, confidence=0.95, resamples=200, seed=0)
-    assert verdict.passed is passed
-
-
-def test_features_are_turned_only_where_the_cache_holds_every_turn(cache, tmp_path):
-    upright, images = CacheReader(cache), CacheReader(cache, features=False)
-    every = CacheReader(make_cache(tmp_path, 2, "--dihedral"))
-    turned, left = AugmentSettings(flip=True, rotate=True), AugmentSettings(flip=False, rotate=False)
-    with pytest.raises(Refusal, match="cannot be flipped.*--dihedral"):
-        may_turn(turned, upright)
-    with pytest.raises(Refusal, match="together"):
-        may_turn(AugmentSettings(flip=True), every)
-    assert not may_turn(AugmentSettings(), upright)
-    for reader in (every, images):
-        assert may_turn(AugmentSettings(), reader) and may_turn(turned, reader) and not may_turn(left, reader)
-
-
-@pytest.fixture(scope="module")
-def turned(tmp_path_factory):
-    return make_cache(tmp_path_factory.mktemp("turned"), 6, "--dihedral")
-
-
-def test_flipped_items_are_trained_on_but_the_base_is_fitted_and_judged_on_upright_ones(turned, tmp_path):
-    """Every fit, every score and every image of a cache of all eight turns is of the image as it is, once."""
-    data = {"cache": str(turned), "patch": 8, "batch": 8, "hold_out": 2}
-    source = CacheSource(fusion_settings(turned, tmp_path, data=data))
-    turn_of = {entry.id: entry.dihedral for entry in CacheReader(turned).entries}
-    assert len(turn_of) == 6 * 8
-    fitted, held = ([batch.items[0] for batch in batches()] for batches in (source.fit_items, source.held_out))
-    assert fitted == list(source.training_items) and held == list(source.held_out_items)
-    assert fitted == [batch.items[0] for batch in source.feature_items()]
-    assert (len(fitted), len(held)) == (4, 2)
-    assert not any(turn_of[item] for item in fitted + held)
-    batches = source.raw_batches(range(12), 0)
-    trained = [item for _ in range(12) for item in next(batches).items]
-    assert {turn_of[item] for item in trained} == set(range(8))
-    assert not {source.image_of(item) for item in trained} & {source.image_of(item) for item in held}
-
-
-def test_without_augmentation_no_flipped_item_is_trained_on(turned, tmp_path):
-    data = {"cache": str(turned), "patch": 8, "batch": 8, "hold_out": 2}
-    settings = fusion_settings(turned, tmp_path, data=data, augment={"flip": False, "rotate": False})
-    source = CacheSource(settings)
-    batches = source.raw_batches(range(12), 0)
-    taken = [next(batches) for _ in range(12)]
-    assert {item for batch in taken for item in batch.items} == set(source.training_items)
-    assert not any(batch.dihedral_B.any() for batch in taken)
 
 
 def test_one_held_out_image_is_no_two_halves(cache, tmp_path):

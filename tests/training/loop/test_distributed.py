@@ -12,6 +12,7 @@ import torch
 import train
 from imaging.command import DONE
 from imaging.refusal import Refusal
+from tests.training.loop.parts import last_state
 from tests.training.parts import (
     expert_document,
     fusion_document,
@@ -20,9 +21,8 @@ from tests.training.parts import (
     write_config,
     write_pictures,
 )
-from tests.training.test_loop import last_state
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 

@@ -1,4 +1,4 @@
-"""A program, started by test_training_crash.py: kills real trainings with SIGKILL and resumes them to the end.
+"""A program, started by test_crash.py: kills real trainings with SIGKILL and resumes them to the end.
 
 It imports torch once and forks: each child is a training of its own. Usage: FOLDER TASK WORKERS KILLS.
 """
@@ -23,8 +23,8 @@ import train
 from fusion.training.loop import loop
 from fusion.training.loop.checkpoint import list_checkpoints, load_checkpoint
 from tests.cache.crash import in_child
+from tests.training.loop.parts import assert_same
 from tests.training.parts import expert_settings, fusion_settings, make_cache, write_pictures
-from tests.training.test_loop import assert_same
 
 if TYPE_CHECKING:
     from fusion.training.settings import TrainSettings

@@ -26,7 +26,7 @@ SIZES: dict[str, tuple[dict[str, Any], str]] = {
     "edsr": (TINY, "upsample"),
     **{name: (small, "upsampler") for name, small in SMALL.items()},
 }
-SHIPPED = Path(__file__).parents[2] / "pretrained" / "edsr_s.safetensors"
+SHIPPED = Path(__file__).parents[3] / "pretrained" / "edsr_s.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from tests.training.parts import (
     write_pictures,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MIXED = ROOT / "configs" / "degrade_mixed.yaml"
 CPU = torch.device("cpu")
 

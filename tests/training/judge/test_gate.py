@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from fusion.training.judge.gate import FEWEST_IMAGES, paired_bootstrap
 from fusion.training.sources.sampling import Purpose, draw
@@ -73,3 +74,27 @@ def test_scores_of_different_items_are_not_compared() -> None:
     for pair in ((fused, short), (short, base), ({}, {})):
         with pytest.raises(ValueError, match="scored on the same items, and on at least one"):
             paired_bootstrap(*pair, image_of, confidence=0.9, resamples=20, seed=0)
+
+
+def test_the_interval_agrees_with_scipy_and_regions_of_an_image_count_once():
+    rng = np.random.default_rng(3)
+    gain = rng.normal(0.02, 0.05, 30)
+    base = {f"i{n}": 30.0 for n in range(30)}
+    fused = {f"i{n}": 30.0 + gain[n] for n in range(30)}
+    own = {item: item for item in base}
+    verdict = paired_bootstrap(fused, base, own, confidence=0.95, resamples=20000, seed=1)
+    expected = bootstrap((gain,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(2))
+    assert verdict.gain_db == pytest.approx(gain.mean())
+    assert (verdict.low_db, verdict.high_db) == pytest.approx(tuple(expected.confidence_interval), abs=1.5e-3)
+    few = paired_bootstrap(fused, base, {item: item[-1] for item in base}, confidence=0.95, resamples=500, seed=1)
+    assert few.images == 10
+
+
+@pytest.mark.parametrize(
+    ("gain", "images", "passed"), [(0.1, 8, True), (0.0, 8, False), (-0.1, 8, False), (0.1, 4, False)]
+)
+def test_the_gate(gain, images, passed):
+    base = {str(n): 30.0 + n for n in range(images)}
+    fused = {item: score + gain for item, score in base.items()}
+    verdict = paired_bootstrap(fused, base, {item: item for item in base}, confidence=0.95, resamples=200, seed=0)
+    assert verdict.passed is passed

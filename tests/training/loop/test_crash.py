@@ -13,7 +13,7 @@ import pytest
 
 from tests.training.parts import quiet_environment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_killed_at_random_moments_with_workers_it_ends_with_the_same_bits(task: 
     """Against an uninterrupted run without workers. What a killed process handed to the system survives in memory."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        words = [sys.executable, "-m", "tests.training.crash", folder, task, "2", str(kills)]
+        words = [sys.executable, "-m", "tests.training.loop.crash", folder, task, "2", str(kills)]
         done = subprocess.run(words, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
