@@ -1,8 +1,7 @@
-"""EXIF and XMP of an input in its output, `--strip-metadata`, `--quality`: by what Pillow and tifffile find there."""
+"""EXIF and XMP of an input in its output, and `--strip-metadata`: by what Pillow and tifffile find there."""
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -15,16 +14,15 @@ from PIL import ExifTags, Image
 
 import championship_sr
 import infer
-from fusion.inference.command import Request, carry_out
-from fusion.inference.options import Options
 from fusion.inference.report.provenance import read_manifest
 from fusion.inference.report.submission import Facts, check_set, pack
-from imaging.command import DONE, REFUSED
+from imaging.command import DONE
 from imaging.files import read_metadata
 from imaging.refusal import Refusal
 from tests.imaging.files.photographs import DATE, HEIGHT, LATITUDE, MAKE, NOTE, WIDTH, XMP, save_photograph, tags
 from tests.imaging.parts import rgb_profile
-from tests.inference.parts import alone, ensemble_of, save_photos
+from tests.inference.images.parts import upscale
+from tests.inference.parts import alone
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,11 +35,6 @@ TIFF, EXIF, XAP, PANO = (
     "{http://ns.adobe.com/xap/1.0/}",
     "{http://ns.google.com/photos/1.0/panorama/}",
 )
-
-
-def upscale(source: Path, target: Path, **options: Any) -> Path:
-    assert carry_out(Request(source, target, Options(tile=0, **options)), ensemble_of()) == DONE
-    return target
 
 
 def check_exif(path: Path, size: tuple[int, int] = LARGE) -> None:
@@ -150,32 +143,6 @@ def test_profiles_are_kept_with_and_without_metadata(tmp_path: Path) -> None:
                 assert image.info["icc_profile"] == rgb_profile()
 
 
-@pytest.mark.parametrize("ext", ["jpg", "webp", "avif"])
-def test_quality_decides_the_size_and_is_in_the_claim(tmp_path: Path, expert: Path, ext: str) -> None:
-    (source,) = save_photos(tmp_path / "in", 1, side=64)
-    sizes = []
-    for quality in (20, 95):
-        words = ["-i", source, "-o", tmp_path / "out", "--ext", ext, "--quality", quality, "--skip-existing"]
-        assert alone(expert, *words) == DONE, "another quality is another image"
-        target = tmp_path / "out" / f"{source.stem}.{ext}"
-        sizes.append(target.stat().st_size)
-        assert read_manifest(target)["options"]["quality"] == quality
-    assert sizes[0] < sizes[1] / 2
-
-
-def test_quality_is_refused_where_there_is_none(tmp_path: Path, expert: Path, capsys: Any) -> None:
-    (source,) = save_photos(tmp_path / "in", 1)
-    for words, why in [
-        ((), "PNG has none"),
-        (("--ext", "tif"), "TIF has none"),
-        (("--ext", "jpg", "--quality", "0"), "--quality 0"),
-        (("--ext", "jpg", "--quality", "101"), "--quality 101"),
-    ]:
-        assert alone(expert, "-i", source, "-o", tmp_path / "out", "--quality", "90", *words) == REFUSED
-        assert why in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("*.png"))
-
-
 DAMAGED = {
     "no header": (b"garbage", XMP, "its EXIF is damaged"),
     "directory beyond the end": (struct.pack("<2sHI", b"II", 42, 9999), XMP, "its EXIF is damaged"),
@@ -267,28 +234,3 @@ def test_from_python(tmp_path: Path) -> None:
         assert image.size == (4 * WIDTH, 4 * HEIGHT)
         assert image.getexif()[ExifTags.Base.Orientation] == 6
         assert image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] == 4 * WIDTH
-
-
-def test_moving_pictures_are_refused_with_what_to_do(tmp_path: Path, caplog: Any) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    (tmp_path / "in").mkdir()
-    files = {}
-    for name, kind in (("a.gif", "GIF"), ("b.webp", "WEBP"), ("c.png", "PNG"), ("d.avif", "AVIF")):
-        frames[0].save(tmp_path / name, kind, save_all=True, append_images=frames[1:])
-        files[name] = "animated" if kind != "GIF" else "is a GIF"
-    boxes = {"e.mp4": b"\0\0\0\x18ftypisom", "f.mov": b"\0\0\0\x14ftypqt  ", "g.avi": b"RIFF\0\0\0\0AVI LIST"}
-    boxes |= {"h.mkv": b"\x1a\x45\xdf\xa3", "i.mpg": b"\0\0\x01\xba"}
-    for name, head in boxes.items():
-        (tmp_path / name).write_bytes(head + bytes(64))
-        files[name] = "is a video"
-    for name, why in files.items():
-        with pytest.raises(Refusal, match=f"{why}.*ffmpeg -i FILE"):
-            upscale(tmp_path / name, tmp_path / "out")
-    (tmp_path / "in" / "x.mp4").write_bytes(boxes["e.mp4"] + bytes(64))
-    save_photos(tmp_path / "in", 1)
-    upscale(tmp_path / "in", tmp_path / "out")
-    assert "x.mp4; of an animation or video: take it apart by `ffmpeg" in caplog.text
-
-
-def test_records_of_images_without_the_options_are_as_they_were() -> None:
-    assert json.dumps(Options().manifest()) == '{"tile": "auto", "tta": false, "depth": "auto"}'

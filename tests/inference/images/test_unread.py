@@ -17,6 +17,7 @@ from fusion.inference.options import Options, OutputSize
 from fusion.inference.report.provenance import read_manifest
 from imaging.command import DONE, FAILURES_LISTED, REFUSED, run
 from imaging.refusal import Refusal
+from tests.inference.images.parts import upscale
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels, save_photos, weights_file
 
 if TYPE_CHECKING:
@@ -129,3 +130,24 @@ def test_a_formats_limit_counts_for_the_size_that_is_written(tmp_path: Path) -> 
     assert carry_out(whole, ensemble_of()) == FAILURES_LISTED
     half = Request(tmp_path / "in", tmp_path / "out", Options(tile=0, ext="webp", size=OutputSize(outscale=2)))
     assert carry_out(half, ensemble_of()) == DONE
+
+
+def test_moving_pictures_are_refused_with_what_to_do(tmp_path: Path, caplog: Any) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    (tmp_path / "in").mkdir()
+    files = {}
+    for name, kind in (("a.gif", "GIF"), ("b.webp", "WEBP"), ("c.png", "PNG"), ("d.avif", "AVIF")):
+        frames[0].save(tmp_path / name, kind, save_all=True, append_images=frames[1:])
+        files[name] = "animated" if kind != "GIF" else "is a GIF"
+    boxes = {"e.mp4": b"\0\0\0\x18ftypisom", "f.mov": b"\0\0\0\x14ftypqt  ", "g.avi": b"RIFF\0\0\0\0AVI LIST"}
+    boxes |= {"h.mkv": b"\x1a\x45\xdf\xa3", "i.mpg": b"\0\0\x01\xba"}
+    for name, head in boxes.items():
+        (tmp_path / name).write_bytes(head + bytes(64))
+        files[name] = "is a video"
+    for name, why in files.items():
+        with pytest.raises(Refusal, match=f"{why}.*ffmpeg -i FILE"):
+            upscale(tmp_path / name, tmp_path / "out")
+    (tmp_path / "in" / "x.mp4").write_bytes(boxes["e.mp4"] + bytes(64))
+    save_photos(tmp_path / "in", 1)
+    upscale(tmp_path / "in", tmp_path / "out")
+    assert "x.mp4; of an animation or video: take it apart by `ffmpeg" in caplog.text
