@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from cache_tools.__main__ import main
+from cache_tools.format.item import serialize_item
+from cache_tools.format.schema import PROFILES, ExpertEntry, Header, dataset_specs
 from cache_tools.write.extract import extract
 from cache_tools.write.recipe import ExtractSettings
 from experts.open import open_experts
@@ -89,3 +91,55 @@ def dequantized_by_hand(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     rows, columns = np.arange(height) // 32, np.arange(width) // 32
     spread = scales[rows[:, None], columns[None, :]].transpose(2, 0, 1, 3).astype(np.float64)
     return codes * spread[..., 0] + spread[..., 1]
+
+
+def header_of(height: int, width: int, profile: Any, *, channels: tuple[int, ...] = (3, 2), **more: Any) -> Header:
+    """Experts named a, b, ... of these channels; no HR image unless asked for."""
+    channels = channels if PROFILES[profile].features else (0,) * len(channels)
+    firsts = np.cumsum([0, *channels])
+    entries = tuple(
+        ExpertEntry(
+            name="abc"[number],
+            architecture="EDSR",
+            tap=None,
+            first=int(firsts[number]),
+            channels=count,
+            weights_sha256="0" * 64,
+            precision="fp32",
+            tiling="whole",
+        )
+        for number, count in enumerate(channels)
+    )
+    fields: dict[str, Any] = {
+        "id": "item",
+        "group": "item",
+        "source": "item.png",
+        "hr_sha256": None,
+        "lr_sha256": None,
+        "height": height,
+        "width": width,
+        "profile": profile,
+        "compression": "none",
+        "degradation": "bicubic",
+        "experts": entries,
+        "fingerprint": "f",
+    }
+    return Header(**(fields | more))
+
+
+def arrays_for(header: Header, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random numbers of the stored types."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.integers(0, 256, spec.shape).astype(spec.dtype)
+        if spec.dtype == np.uint8
+        else rng.normal(size=spec.shape).astype(spec.dtype)
+        for name, spec in dataset_specs(header).items()
+    }
+
+
+def store(folder: Path, header: Header, arrays: dict[str, np.ndarray]) -> Path:
+    """An item's file of that header and those arrays."""
+    path = folder / "item.h5"
+    path.write_bytes(serialize_item(header, arrays))
+    return path

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cache_tools.format.codec import dequantize_whole, encode_features, encode_sr, quantize
-from cache_tools.format.schema import PROFILES
+from cache_tools.format.codec import decode_image, dequantize_whole, encode_features, encode_sr, quantize
+from cache_tools.format.schema import PROFILES, TILE
 from imaging.refusal import Refusal
 from tests.cache.parts import dequantized_by_hand
 
@@ -70,3 +70,49 @@ def test_images_are_rounded_once_and_clamped_or_kept() -> None:
     for profile in PROFILES.values():
         with pytest.raises(Refusal):
             encode_sr(sr * float("nan"), profile, where="x")
+
+
+@pytest.mark.parametrize("value", [65504.0, -65504.0, 70000.0, -70000.0])
+def test_half_holds_up_to_its_largest(value: float) -> None:
+    feat = torch.zeros(2, 3, 3)
+    feat[1, 2, 0] = value
+    if abs(value) <= 65504:
+        stored, scales = encode_features(feat, PROFILES["half"], where="x")
+        assert (stored.dtype, scales) == (torch.float16, None)
+        assert torch.equal(stored.float(), feat)
+    else:
+        with pytest.raises(Refusal, match="x: features exceed what 16-bit"):
+            encode_features(feat, PROFILES["half"], where="x")
+
+
+def test_each_profile_has_its_types() -> None:
+    feat, image = torch.rand(2, 40, 40, dtype=torch.float64), torch.rand(3, 8, 8, dtype=torch.float64)
+    codes, scales = encode_features(feat, PROFILES["compact"], where="x")
+    assert scales is not None
+    assert (codes.dtype, scales.dtype, tuple(scales.shape)) == (torch.uint8, torch.float32, (2, 2, 2, 2))
+    assert dequantize_whole(codes, scales).dtype == torch.float32
+    whole, none = encode_features(feat, PROFILES["lossless"], where="x")
+    assert (whole.dtype, none) == (torch.float32, None)
+    kept = encode_sr(image, PROFILES["lossless"], where="x")
+    assert kept.dtype == torch.float32
+    with pytest.raises(Refusal, match="x: .*NaN or infinity"):
+        encode_sr(image / 0, PROFILES["lossless"], where="x")
+    assert decode_image(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+    assert decode_image(kept) is not None and torch.equal(decode_image(kept), kept)
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 99))
+def test_codes_are_the_nearest_of_256_steps(height: int, width: int, seed: int) -> None:
+    """Tile by tile in NumPy; at the edges only pixels that exist decide the range."""
+    feat = np.random.default_rng(seed).normal(size=(2, height, width)).astype(np.float32)
+    codes, scales = (part.numpy() for part in quantize(torch.from_numpy(feat)))
+    assert (codes.dtype, codes.shape, scales.dtype) == (np.uint8, feat.shape, np.float32)
+    for y, x in np.ndindex(scales.shape[:2]):
+        here = np.s_[:, TILE * y : TILE * (y + 1), TILE * x : TILE * (x + 1)]
+        low, high = feat[here].min((1, 2)), feat[here].max((1, 2))
+        scale = (high - low) / np.float32(255)
+        np.testing.assert_allclose(scales[y, x], np.stack([scale, low], -1), rtol=1e-6)
+        step = np.where(scale > 0, scale, 1)[:, None, None]
+        assert np.abs(codes[here] - (feat[here] - low[:, None, None]) / step).max() <= 0.501
+    assert scales.shape == (-(-height // TILE), -(-width // TILE), 2, 2)

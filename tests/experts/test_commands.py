@@ -12,8 +12,8 @@ from PIL import Image
 
 from experts.__main__ import main
 from imaging import command
+from tests.experts.loading.test_fetch import Server, server  # noqa: F401 (a fixture)
 from tests.experts.parts import save_network, small_network
-from tests.experts.test_fetch import Server, server  # noqa: F401 (a fixture)
 
 Capsys = pytest.CaptureFixture[str]
 

@@ -19,8 +19,8 @@ from imaging import command
 from imaging.files import read_rgb
 from imaging.metrics import psnr
 from imaging.refusal import Refusal
+from tests.experts.loading.test_fetch import Server, server  # noqa: F401 (a fixture)
 from tests.experts.parts import save_network, small_network
-from tests.experts.test_fetch import Server, server  # noqa: F401 (a fixture)
 
 STRONG = ("dctlsa", "craft", "hit-srf")
 LIGHT = ("eaglesr", "sepsrnet")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -17,12 +16,12 @@ from experts.catalog import built_in_catalog
 from experts.loading.load import load_network, registry
 from experts.loading.weights import StateFile
 from experts.open import open_experts
-from experts.pad import mirrored_positions, pad_right_bottom, padded_length
+from experts.pad import pad_right_bottom
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, Padding, Tap, WeightsSource
 from experts.tap import tapped
 from imaging.refusal import Refusal
-from imaging.tiling import plan_kept_spans, plan_kept_tiles
+from imaging.tiling import plan_kept_tiles
 from tests.experts.parts import CLASSES, image, save_network, small_network
 
 NO_PADDING = Padding()
@@ -120,55 +119,6 @@ def test_bf16_stays_close_and_gives_float32() -> None:
     assert rounded.sr_BCHW.dtype == torch.float32
     assert not torch.equal(rounded.sr_BCHW, exact.sr_BCHW)
     torch.testing.assert_close(rounded.sr_BCHW, exact.sr_BCHW, rtol=0, atol=0.05)
-
-
-@given(length=st.integers(2, 30), extra=st.integers(0, 29))
-def test_padding_is_torchs_reflection_where_that_is_defined(length: int, extra: int) -> None:
-    extra = min(extra, length - 1)
-    row = torch.arange(length, dtype=torch.float32).view(1, 1, 1, length)
-    theirs = torch.nn.functional.pad(row, (0, extra, 0, 0), mode="reflect")
-    assert torch.equal(row[..., mirrored_positions(length, length + extra)], theirs)
-
-
-@given(length=st.integers(1, 30), extra=st.integers(0, 90))
-def test_symmetric_padding_is_numpys(length: int, extra: int) -> None:
-    row = np.arange(length)
-    assert np.array_equal(
-        row[mirrored_positions(length, length + extra, repeat_ends=True).numpy()],
-        np.pad(row, (0, extra), mode="symmetric"),
-    )
-
-
-@given(length=st.integers(1, 50), multiple=st.integers(1, 64), minimum=st.integers(1, 64))
-def test_padding_reaches_the_multiple_and_the_minimum_and_no_further(length: int, multiple: int, minimum: int) -> None:
-    padded = padded_length(length, Padding(multiple=multiple, minimum=minimum))
-    assert padded % multiple == 0
-    assert padded >= max(length, minimum)
-    assert padded - multiple < max(length, minimum)
-
-
-def test_padding_keeps_the_image_and_leaves_a_fitting_one_alone() -> None:
-    x = image(5, 8)
-    padded = pad_right_bottom(x, Padding(multiple=8))
-    assert padded.shape[-2:] == (8, 8)
-    assert torch.equal(padded[..., :5, :8], x)
-    assert torch.equal(pad_right_bottom(x, Padding()), x)
-
-
-@given(
-    length=st.integers(1, 300),
-    tile=st.integers(1, 120),
-    overlap=st.integers(0, 40),
-    multiple=st.sampled_from([1, 8, 16]),
-)
-def test_tiles_cover_every_pixel_once_with_surroundings(length: int, tile: int, overlap: int, multiple: int) -> None:
-    spans = plan_kept_spans(length, tile, overlap, multiple)
-    kept = [x for span in spans for x in range(span.keep_start, span.keep_stop)]
-    assert kept == list(range(length))
-    for span in spans:
-        assert span.start % multiple == 0
-        assert span.keep_start - span.start >= min(overlap, span.keep_start)
-        assert span.stop - span.keep_stop >= min(overlap, length - span.keep_stop)
 
 
 def test_tiled_equals_whole_for_a_convolution_network() -> None:

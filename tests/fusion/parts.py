@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 REAL_EXPERTS = ("hitsr", "mambairv2light", "eagle", "sepsr")
 SLOTS = (ExpertSlot(name="a", channels=6), ExpertSlot(name="b", channels=4), ExpertSlot(name="c", channels=0))
+NAMES = tuple(slot.name for slot in SLOTS)
 PHASES = ("bands", "cross_band", "collaboration", "hierarchy", "gating", "refine", "edges")
 
 

@@ -158,3 +158,19 @@ def test_a_grid_is_touched_where_pixels_lie(start: int, length: int, side: int) 
 @given(length=st.integers(1, 90), side=st.integers(1, 40))
 def test_no_span_touches_more_tiles_than_the_unluckiest(length: int, side: int) -> None:
     assert most_touched(length, side) == max(len(touched_tiles(start, length, side)) for start in range(side))
+
+
+@given(
+    length=st.integers(1, 300),
+    tile=st.integers(1, 120),
+    overlap=st.integers(0, 40),
+    multiple=st.sampled_from([1, 8, 16]),
+)
+def test_tiles_cover_every_pixel_once_with_surroundings(length: int, tile: int, overlap: int, multiple: int) -> None:
+    spans = plan_kept_spans(length, tile, overlap, multiple)
+    kept = [x for span in spans for x in range(span.keep_start, span.keep_stop)]
+    assert kept == list(range(length))
+    for span in spans:
+        assert span.start % multiple == 0
+        assert span.keep_start - span.start >= min(overlap, span.keep_start)
+        assert span.stop - span.keep_stop >= min(overlap, length - span.keep_stop)

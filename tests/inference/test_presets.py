@@ -15,7 +15,7 @@ from fusion.budget.run import find_budget_model
 from fusion.inference.report.provenance import read_manifest
 from imaging.command import DONE, REFUSED, run
 from imaging.refusal import Refusal
-from tests.experts.test_fetch import Server, server  # noqa: F401 (a fixture)
+from tests.experts.loading.test_fetch import Server, server  # noqa: F401 (a fixture)
 from tests.inference.parts import call, fusion_folder, save_photos, weights_file
 
 BOTH = ("near", "far")

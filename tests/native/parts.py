@@ -80,3 +80,8 @@ def native(name: str, seed: int = 0, **changes: Any) -> NativeNetwork:
 def image_of(output: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """The image, whether or not a balance comes with it."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def features(height: int, width: int, channels: int = 16, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """A seeded random map."""
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -28,7 +30,10 @@ from tests.inference.parts import enlarge, ensemble_of, fusion_folder, photo, we
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from fusion.studio.jobs.result_view import ResultView
+
 ROOT = Path(__file__).resolve().parents[2]
+BOTH = ("tiny-a", "tiny-b")  # the experts of `model_settings`
 _START_S = 280
 # Imported first by that process (sitecustomize): connections beyond this machine are recorded and refused.
 _RECORD_CONNECTIONS = """
@@ -146,3 +151,18 @@ def _address(process: subprocess.Popen[bytes], log_file: Path) -> str:
             return found.group(1)
         time.sleep(0.1)
     raise AssertionError(f"the studio did not start:\n{log_file.read_text()}")
+
+
+def only(upscaler: Upscaler, job: QueuedJob) -> ResultView:
+    """The one image that a job made."""
+    assert job.status.failures == []
+    (name,) = job.status.finished
+    result = upscaler.results.get(name)
+    assert result is not None
+    return result
+
+
+def need_gradio() -> None:
+    """Skip what cannot run without the extra."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("the extra 'studio' is not installed (gradio)")

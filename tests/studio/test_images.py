@@ -1,11 +1,9 @@
-"""What the studio shows and hands out: the command's own bytes, the network's own maps, a message for bad input."""
+"""What the studio shows and hands out: the command's own bytes, the network's own maps."""
 
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -20,8 +18,6 @@ from fusion.network import FusionSR
 from fusion.network.save import FILE_NAME
 from fusion.refinement.presets import Blend
 from fusion.studio.jobs.ensemble_cache import EnsembleCache, ModelSettings, RefinerSettings
-from fusion.studio.jobs.job_queue import JobCancelled, QueuedJob
-from fusion.studio.jobs.progress import EnsembleProgress
 from fusion.studio.jobs.result_store import ResultStore
 from fusion.studio.jobs.upscaler import Upscaler, UpscaleRequest
 from fusion.studio.uploads import Limits
@@ -32,21 +28,7 @@ from imaging.resize import resize_bicubic
 from tests.experts.parts import small_network
 from tests.inference.parts import enlarge, ensemble_of, photo, pixels
 from tests.refinement.parts import need_diffusion, save_sd3
-from tests.studio.parts import make_upscaler, model_settings, run_job, save_photo, upscaler_of_functions
-
-if TYPE_CHECKING:
-    from fusion.studio.jobs.result_view import ResultView
-
-BOTH = ("tiny-a", "tiny-b")
-
-
-def only(upscaler: Upscaler, job: QueuedJob) -> ResultView:
-    """The one image that a job made."""
-    assert job.status.failures == []
-    (name,) = job.status.finished
-    result = upscaler.results.get(name)
-    assert result is not None
-    return result
+from tests.studio.parts import BOTH, make_upscaler, model_settings, only, run_job, save_photo, upscaler_of_functions
 
 
 def commanded(tmp_path: Path, source: Path, *words: str) -> Path:
@@ -142,88 +124,6 @@ def test_one_expert_has_no_weights_to_show(tmp_path: Path) -> None:
     assert result.pixel_values(0, 0)["weights"] == {}
 
 
-def test_bad_files_get_a_message_and_the_rest_is_done(tmp_path: Path) -> None:
-    upscaler = make_upscaler(tmp_path, limits=Limits(megabytes=0.05, pixels=4000, images=6))
-    empty, junk, cut, large, heavy = (
-        tmp_path / "secret" / f"{one}.png" for one in ("e", "junk", "cut", "large", "heavy")
-    )
-    fine = save_photo(tmp_path / "secret" / "fine.png")
-    empty.write_bytes(b"")
-    junk.write_bytes(b"<script>alert(1)</script>")
-    cut.write_bytes(fine.read_bytes()[:-200])
-    save_photo(large, 100, 41)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (150, 150, 3), np.uint8)).save(heavy)
-    status = run_job(upscaler, UpscaleRequest((empty, junk, cut, large, heavy, fine), BOTH, "fp32", Options())).status
-    assert len(status.finished) == 1
-    assert sorted(one.partition(":")[0] for one in status.failures) == [
-        "cut.png",
-        "e.png",
-        "heavy.png",
-        "junk.png",
-        "large.png",
-    ]
-    messages = "\n".join(status.failures)
-    for words in ("zero bytes", "is not an image", "41x100, more than the 4,000 pixels", "MB, more than the 0.05 MB"):
-        assert words in messages
-    assert "secret" not in messages
-    assert not list(upscaler.folder.rglob("*.tmp.*"))
-    with pytest.raises(Refusal, match="7 images are more than 6"):
-        run_job(upscaler, UpscaleRequest((fine,) * 7, BOTH, "fp32", Options()))
-    with pytest.raises(Refusal, match="no image was given"):
-        run_job(upscaler, UpscaleRequest((), BOTH, "fp32", Options()))
-    with pytest.raises(Refusal, match="no expert is chosen"):
-        run_job(upscaler, UpscaleRequest((fine,), (), "fp32", Options()))
-    with pytest.raises(Refusal, match="no precision"):
-        run_job(upscaler, UpscaleRequest((fine,), BOTH, "int1", Options()))
-
-
-def test_equal_names_do_not_meet(tmp_path: Path) -> None:
-    upscaler = make_upscaler(tmp_path)
-    twins = [save_photo(tmp_path / str(number) / "same.png", seed=number) for number in (1, 2)]
-    status = run_job(upscaler, UpscaleRequest(tuple(twins), BOTH, "fp32", Options())).status
-    first, second = (upscaler.results.get(name) for name in status.finished)
-    assert first is not None
-    assert second is not None
-    assert first.output.name == second.output.name == "same.png"
-    assert (pixels(first.output) != pixels(second.output)).any()
-
-
-def test_cancelling_ends_between_two_calls_and_leaves_nothing(tmp_path: Path) -> None:
-    upscaler = upscaler_of_functions(tmp_path)
-    source = save_photo(tmp_path / "photo.png", 80, 80)
-    job = QueuedJob("me", lambda _: None)
-    calls = 0
-
-    def check() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            job.cancel()
-        QueuedJob.check(job)
-
-    job.check = check  # type: ignore[method-assign]
-    with pytest.raises(JobCancelled):
-        upscaler.run(UpscaleRequest((source,), ("bright", "dark"), "fp32", Options(tile=24)), job)
-    assert job.status.finished == []
-    assert [path for path in upscaler.folder.rglob("*") if path.is_file()] == []
-    assert threading.active_count() < 20
-
-
-def test_progress_counts_every_call(tmp_path: Path) -> None:
-    upscaler = upscaler_of_functions(tmp_path)
-    source = save_photo(tmp_path / "photo.png", 80, 80)
-    job = run_job(upscaler, UpscaleRequest((source,), ("bright", "dark"), "fp32", Options(tile=24)))
-    progress: EnsembleProgress = job.status.progress
-    tiles = only(upscaler, job).seen["tiles"]
-    assert tiles > 1
-    assert {name: (one.done, one.expected) for name, one in progress.stages.items()} == {
-        "bright": (tiles, tiles),
-        "dark": (tiles, tiles),
-        "fusion": (tiles, tiles),
-    }
-    assert all(one.seconds > 0 for one in progress.stages.values())
-
-
 def test_a_folder_with_experts_of_its_own(tmp_path: Path) -> None:
     """As models are shipped: default.yaml names experts by file and the fusion; any of them can be left out."""
     words = model_settings(tmp_path / "model")
@@ -287,18 +187,6 @@ def test_refinement_is_that_of_the_command(tmp_path: Path) -> None:
     stage = job.status.progress.stages["refinement"]
     assert (stage.done, stage.expected) == (3, 3)  # encoder, model, decoder: one tile each
     assert result.guard["change_rms"] > 0
-
-
-def test_the_result_store_deletes_the_oldest(tmp_path: Path) -> None:
-    upscaler = make_upscaler(tmp_path)
-    small = ResultStore(megapixels=0.025)
-    source = save_photo(tmp_path / "photo.png")
-    result = [only(upscaler, run_job(upscaler, UpscaleRequest((source,), BOTH, "fp32", Options()))) for _ in range(3)]
-    names = [small.add(one) for one in result]
-    assert [small.get(name) is not None for name in names] == [False, True, True]
-    assert [one.folder.exists() for one in result] == [False, True, True]
-    assert len(set(names)) == 3
-    assert small.get("../../etc/passwd") is None
 
 
 def test_grey_and_deep_files(tmp_path: Path) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from cache_tools.__main__ import main as import_main
 from fusion.budget.model import MEASURES, BudgetModel
+from fusion.budget.plan import GainPrediction
 from fusion.inference.command import Request, carry_out
 from fusion.inference.options import Options
 from imaging.command import DONE, run
 from tests.inference.parts import enlarge, ensemble_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def menu_of(rng: np.random.Generator, choices: int) -> list[float]:
@@ -65,3 +69,9 @@ def make_budget_cache(folder: Path) -> Path:
     sources = ["--hr", str(folder / "hr"), "--lr", str(folder / "lr"), "--out", str(folder / "cache")]
     assert run(import_main, ["import-images", *folders, *sources]) == DONE
     return folder / "cache"
+
+
+def prediction_of(rng: np.random.Generator, tiles: int, choices: int) -> GainPrediction:
+    """Random gains, errors and sizes; the first choice gains nothing."""
+    gains_NM = np.concatenate([np.zeros((tiles, 1)), rng.uniform(0, 1, (tiles, choices - 1))], 1)
+    return GainPrediction(gains_NM, rng.uniform(0.5, 2, tiles), rng.uniform(10, 20, tiles))
