@@ -21,7 +21,7 @@ from infer import build
 TILE, SIZE = 112, (128, 224)
 # Greatest difference allowed, in grey levels. A convolution is exact within its margin; msg attends to windows of its
 # tile, freqnet transforms it, ssm scans it from edge to edge: docs/results/inference.md has what was measured.
-BOUNDS = {"edsr-s": 0.01, "msg": 1.0, "freqnet": 0.5, "ssm": 3.0}
+BOUNDS = {"edsr-s": 0.01, "msg": 2.0, "freqnet": 0.5, "ssm": 3.0}
 
 
 @pytest.fixture(scope="module")
