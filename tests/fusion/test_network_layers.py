@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,9 @@ from fusion.network.attention import LargeKernelAttention, attend
 from fusion.network.hierarchy import shrink, spread
 from fusion.network.parts import channel_norm, weigh, zero_mean_per_pixel, zero_sum
 from tests.fusion.parts import batch_for, small_model, stir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_attention_is_torchs() -> None:
@@ -49,9 +54,9 @@ def test_shrinking_unshuffled_images_is_average_pooling(scale: int) -> None:
 
 
 def test_gradients_of_the_hand_written_parts_in_float64() -> None:
-    def check(function: object, *shapes: tuple[int, ...]) -> bool:
+    def check(function: Callable[..., torch.Tensor], *shapes: tuple[int, ...]) -> bool:
         inputs = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
-        return torch.autograd.gradcheck(function, inputs, fast_mode=True)  # type: ignore[arg-type]
+        return torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
     assert check(attend, (1, 3, 2, 2, 2, 3), (1, 3, 2, 2, 2, 3), (1, 3, 2, 2, 2, 3))
     assert check(lambda d, x: weigh(zero_sum(d), x), (1, 3, 16, 2, 2), (1, 3, 48, 2, 2))

@@ -66,7 +66,7 @@ def test_equal_names_do_not_meet(tmp_path: Path) -> None:
     assert (pixels(first.output) != pixels(second.output)).any()
 
 
-def test_cancelling_ends_between_two_calls_and_leaves_nothing(tmp_path: Path) -> None:
+def test_cancelling_ends_between_two_calls_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upscaler = upscaler_of_functions(tmp_path)
     source = save_photo(tmp_path / "photo.png", 80, 80)
     job = QueuedJob("me", lambda _: None)
@@ -79,7 +79,7 @@ def test_cancelling_ends_between_two_calls_and_leaves_nothing(tmp_path: Path) ->
             job.cancel()
         QueuedJob.check(job)
 
-    job.check = check  # type: ignore[method-assign]
+    monkeypatch.setattr(job, "check", check)
     with pytest.raises(JobCancelled):
         upscaler.run(UpscaleRequest((source,), ("bright", "dark"), "fp32", Options(tile=24)), job)
     assert job.status.finished == []

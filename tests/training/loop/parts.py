@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 
 from fusion.training.loop import loop
@@ -12,14 +14,32 @@ from fusion.training.tasks.expert import ExpertTask
 from tests.training.parts import KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from fusion.training.loop.state import TrainingState
+    from fusion.training.loop.step import StepResult
     from fusion.training.settings import TrainSettings
 
 
 def run(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """A training of an expert by the loop itself -> its summary."""
     return loop.train(settings, lambda rank, world: ExpertTask(settings, KINDS, rank, world), resume=resume)
+
+
+@contextmanager
+def power_cut(step: int) -> Iterator[None]:
+    """Whatever trains within dies when it is about to take this step."""
+    real = loop.take_step
+
+    def die(state: TrainingState, *rest: Any) -> StepResult:
+        if state.step == step:
+            raise RuntimeError("power cut")
+        return real(state, *rest)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(RuntimeError, match="power cut"):
+        patched.setattr(loop, "take_step", die)
+        yield
 
 
 def last_state(folder: Path) -> dict[str, Any]:

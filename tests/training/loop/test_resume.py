@@ -20,32 +20,20 @@ from fusion.training.loop.checkpoint import list_checkpoints, load_checkpoint, s
 from fusion.training.loop.optimizers import learning_rate
 from fusion.training.settings import CheckpointSettings
 from imaging.refusal import Refusal
-from tests.training.loop.parts import assert_same, last_state, run
+from tests.training.loop.parts import assert_same, last_state, power_cut, run
 from tests.training.parts import expert_document, expert_settings, quiet_environment, write_config, write_pictures
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one(pictures, tmp_path, workers, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(pictures, tmp_path, workers):
     data = {"hr": [str(pictures)], "patch": 8, "batch": 4, "hold_out": 2}
     run(expert_settings(pictures, tmp_path / "whole", data=data, augment={"cutblur": 0.5, "jitter": 0.5}))
     data["workers"] = workers
     settings = expert_settings(pictures, tmp_path / "cut", data=data, augment={"cutblur": 0.5, "jitter": 0.5})
-
-    real, count = loop.take_step, 0
-
-    def stop_after_three(*arguments):
-        nonlocal count
-        count += 1
-        if count == 4:
-            raise RuntimeError("power cut")
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "take_step", stop_after_three)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(step=3):
         run(settings)
-    monkeypatch.undo()
     assert last_state(tmp_path / "cut")["step"] == 2
     run(settings, resume=True)
     assert_same(last_state(tmp_path / "cut"), last_state(tmp_path / "whole"))

@@ -12,8 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train as command
-from fusion.training.loop import loop
-from fusion.training.loop.checkpoint import list_checkpoints, load_checkpoint
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.degraded import CONTEXT, degradation_of
 from fusion.training.sources.folder import FolderSource
@@ -24,6 +22,7 @@ from imaging.command import run as run_command
 from imaging.degrade import DegradeSettings, degrade
 from imaging.refusal import Refusal
 from imaging.settings import load_settings
+from tests.training.loop.parts import last_state, power_cut, run
 from tests.training.parts import (
     KINDS,
     expert_document,
@@ -81,34 +80,16 @@ def test_records_differ_between_samples_and_seeds():
     assert len({record.model_dump_json() for record in drawn}) == len(drawn) > 6
 
 
-def last_state(run: Path) -> dict:
-    return load_checkpoint(list_checkpoints(run / "checkpoints")[-1][1])
-
-
-def train(settings: TrainSettings, *, resume: bool = False) -> dict:
-    return loop.train(settings, lambda rank, world: ExpertTask(settings, KINDS, rank, world), resume=resume)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_has_the_same_bits_and_scores_clean_and_degraded(pictures, tmp_path, workers, monkeypatch):
+def test_a_resumed_run_has_the_same_bits_and_scores_clean_and_degraded(pictures, tmp_path, workers):
     augment = {"crop_scale": 0.5, "jitter": 0.5, "cutblur": 0.5}
     whole = settings_of(pictures, tmp_path / "whole", augment=augment, steps=4)
-    summary = train(whole)
+    summary = run(whole)
     cut = settings_of(pictures, tmp_path / "cut", augment=augment, steps=4, data={"workers": workers})
-    real, taken = loop.take_step, []
-
-    def stop_after_two(*arguments):
-        if len(taken) == 3:
-            raise RuntimeError("power cut")
-        taken.append(1)
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "take_step", stop_after_two)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(cut)
-    monkeypatch.undo()
+    with power_cut(step=3):
+        run(cut)
     assert last_state(tmp_path / "cut")["step"] == 2
-    train(cut, resume=True)
+    run(cut, resume=True)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     rows = summary["scores"]

@@ -17,7 +17,7 @@ from fusion.training.sources.cache import CacheSource
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.pictures import signed
 from imaging.refusal import Refusal
-from tests.training.loop.parts import assert_same, last_state
+from tests.training.loop.parts import assert_same, last_state, power_cut
 from tests.training.parts import SMALL_FUSION, fusion_settings, make_striped_cache, write_pictures, write_tiny_expert
 
 
@@ -131,23 +131,14 @@ def test_one_expert_alone_has_its_own_shrinkage(striped, tmp_path):
 
 
 @pytest.mark.parametrize(("workers", "optimizer"), [(0, "adamw"), (2, "adamw"), (0, "muon")])
-def test_fusion_resumes_bit_for_bit(cache, tmp_path, workers, optimizer, monkeypatch):
+def test_fusion_resumes_bit_for_bit(cache, tmp_path, workers, optimizer):
     data = {"cache": str(cache), "patch": 8, "batch": 4, "hold_out": 4}
     network = {"name": "fusion", "settings": {**SMALL_FUSION, "refine": {"width": 32, "blocks": 1}}}
     changes = {"fusion": {"expert_dropout": 0.4}, "network": network, "optimizer": {"name": optimizer, "lr": 1e-3}}
     run(fusion_settings(cache, tmp_path / "whole", data=data, **changes))
     settings = fusion_settings(cache, tmp_path / "cut", data={**data, "workers": workers}, **changes)
-    real = loop.take_step
-
-    def stop_after_three(state, *rest):
-        if state.step == 3:
-            raise RuntimeError("power cut")
-        return real(state, *rest)
-
-    monkeypatch.setattr(loop, "take_step", stop_after_three)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(step=3):
         run(settings)
-    monkeypatch.undo()
     run(settings, resume=True)
     assert_same(last_state(tmp_path / "cut"), last_state(tmp_path / "whole"))
 
