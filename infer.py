@@ -253,4 +253,4 @@ def _fusion(selection: ModelSelection, experts: int, precision: Precision) -> di
 
 
 if __name__ == "__main__":
-    sys.exit(run(command_line))
+    sys.exit(run(command_line, goes_on_by="--skip-existing"))

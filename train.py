@@ -255,4 +255,4 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, goes_on_by="--resume auto"))

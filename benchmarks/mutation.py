@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser, run
+from imaging.command import DONE, CommandParser, output_file, run
 from imaging.paths import ROOT
 from imaging.refusal import Refusal
 
@@ -36,7 +36,7 @@ NOTES = "\n## Notes\n"
 def main(arguments: Sequence[str]) -> int:
     """Try a sample of each file's mutants and write the table."""
     parser = CommandParser(prog="python -m benchmarks.mutation", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown; its notes are kept")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="Markdown; its notes are kept")
     parser.add_argument("--sample", type=int, default=30, metavar="N", help="mutants tried of each file, at random")
     parser.add_argument("--seed", type=int, default=16)
     parser.add_argument("--count-only", action="store_true", help="of what was tried already")

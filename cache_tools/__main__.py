@@ -97,6 +97,8 @@ def _verify(options: argparse.Namespace) -> int:
     text = f"{report.items} items checked ({report.depth}), {len(report.failures)} bad"
     if report.unfinished:
         text += f"; {report.unfinished} planned items are not there yet: run extract again"
+    if report.failures and not options.quarantine:
+        text += "; --quarantine moves damaged items aside, for extract to make them anew"
     if report.quarantined:
         text += f"; {len(report.quarantined)} put into quarantine: run extract again to make them anew"
     _print(options, asdict(report), text)
@@ -185,4 +187,4 @@ def _print(options: argparse.Namespace, document: Any, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, goes_on_by="the same command"))

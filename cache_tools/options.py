@@ -13,7 +13,7 @@ from cache_tools.storage.item_cache import add_local_cache_arguments
 from cache_tools.write.recipe import ExtractSettings, keeps_features
 from experts.words import split_words
 from imaging.cluster.options import add_engine_arguments
-from imaging.command import CommandParser, parse_shard
+from imaging.command import CommandParser, output_file, parse_shard
 from imaging.device import AUTO, choose_device
 from imaging.scale import SCALE, SCALES
 
@@ -122,7 +122,7 @@ def _add_imports(commands: Commands[CommandParser]) -> None:
 
 def _add_bench(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "bench", "measure bytes, reading speed, extraction overhead and errors")
-    parser.add_argument("--out", type=Path, help="also write the results to this Markdown file")
+    parser.add_argument("--out", type=output_file, help="also write the results to this Markdown file")
     parser.add_argument("--work", type=Path, default=None, help="folder for the bench's files (several GB; removed)")
     parser.add_argument("--items", type=int, default=6, help="images in the reading benchmark")
     parser.add_argument("--size", type=_size, default=(339, 510), metavar="HxW", help="their LR size")

@@ -72,7 +72,9 @@ def _fault(store: Store, item: str, fingerprint: str, *, full: bool) -> str | No
             return f"{store.place(item)}: is item {header.id} under another name"
         if full:
             _require_intact(store, item)
-    except (Refusal, OSError) as error:
+    except Refusal as refusal:
+        return f"{refusal.where}: {refusal.what}"  # without its cure, which is this command
+    except OSError as error:
         return str(error)
     return None
 

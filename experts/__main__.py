@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("run", parents=[common, trust], help="upscale an image or a folder by one expert alone")
     one.add_argument("expert", metavar="NAME|FILE|code:...")
     one.add_argument("-i", "--input", type=Path, required=True, metavar="IN", help="an image, or a folder of them")
-    one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write PNG files to")
+    one.add_argument(
+        "-o", "--output", type=command.output_folder, required=True, metavar="OUT", help="a folder for PNG files"
+    )
     one.add_argument("--device", default="cpu")
     one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     one.add_argument("--tile", type=int, default=0, metavar="N", help="tile size in LR pixels; 0: whole images")
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("deploy", parents=[common], help="fold a native expert's branches: equal output")
     one.add_argument("expert", metavar="NAME|FILE")
-    one.add_argument("output", type=Path, metavar="OUT.safetensors")
+    one.add_argument("output", type=command.output_file, metavar="OUT.safetensors")
     one.set_defaults(do=_deploy)
 
     export.add_arguments(commands.add_parser("export", parents=[common, trust], help="a file for other programs"))
@@ -104,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--hr", action="append", default=[], metavar="NAME=FOLDER", help="true images; may be repeated")
     one.add_argument("--images", type=int, metavar="N", help="only the first of each folder")
     one.add_argument("--degrade", type=Path, metavar="FILE.yaml", help="a further row, as training degrades")
-    one.add_argument("--record", type=Path, metavar="FILE.md", help="write the tables there as well")
+    one.add_argument("--record", type=command.output_file, metavar="FILE.md", help="write the tables there as well")
     one.set_defaults(do=_bench_native)
     return parser
 
@@ -162,12 +164,12 @@ def _fetch_one(spec: ExpertSpec, catalog: Catalog, mirror: str | None, *, quiet:
 
 
 def _import(options: argparse.Namespace, catalog: Catalog) -> int:
-    from experts.loading.import_file import import_file
+    from experts.loading.import_file import import_file, way_to_use
 
     folder, trust = pretrained_folder(), options.trust_code
     record = import_file(options.file, catalog, folder, licence=options.licence, trust_code=trust)
-    if record.code is not None and not options.json:
-        print(f"use it by --config {folder / record.expert}.yaml and the name {record.expert}")
+    if not options.json:
+        print(f"{folder / record.file}: use it by {way_to_use(record, catalog, folder)}")
     return _print_record(record, options.json)
 
 

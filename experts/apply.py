@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from imaging.files import list_images, read_picture, write_picture
 from imaging.refusal import Refusal
+from imaging.resize import resize_bicubic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,11 @@ def apply(expert: Expert, source: Path, folder: Path) -> tuple[list[Path], list[
                 raise Refusal(f"its output would overwrite {target.name}", where=path, cure="rename it or the folder")
             picture = read_picture(path)
             output = expert.run(picture.rgb_CHW[None], [item.as_posix()])
-            write_picture(target, output.sr_BCHW, depth=picture.depth, icc=picture.icc)
+            height, width = output.sr_BCHW.shape[-2:]
+            alpha_HW = None
+            if picture.alpha_HW is not None:  # bicubic, as infer.py enlarges it
+                alpha_HW = resize_bicubic(picture.alpha_HW[None, None], size=(height, width))[0, 0]
+            write_picture(target, output.sr_BCHW, depth=picture.depth, alpha=alpha_HW, icc=picture.icc)
         except Refusal as refusal:
             log.error("%s", refusal)
             refused.append(str(refusal))

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from experts.loading.loaded import LoadedNetwork
-    from experts.spec import CodeSource
     from experts.stored import StoredExperts
 
 log = logging.getLogger(__name__)
@@ -180,7 +179,7 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
         return ExpertSpec(name=_name_of(Path(file)), code=code, weights=(WeightsSource(file=file),))
     known = catalog.find(wanted)
     if known is not None:
-        return known if known.code is None else _with_found_code(known, known.code)
+        return with_found_code(known)
     path = Path(wanted)
     if path.suffix.lower() not in (*SUFFIXES, ONNX_SUFFIX):
         if path.is_file():
@@ -192,13 +191,16 @@ def spec_of(wanted: str, catalog: Catalog) -> ExpertSpec:
     of_catalog = [spec for spec in catalog.experts if path.name in {Path(s.file).name for s in spec.weights}]
     if of_catalog:
         published = next(s for s in of_catalog[0].weights if Path(s.file).name == path.name)
-        return of_catalog[0].model_copy(update={"weights": (published.model_copy(update={"file": wanted}),)})
+        known = of_catalog[0].model_copy(update={"weights": (published.model_copy(update={"file": wanted}),)})
+        return with_found_code(known, path.parent)
     return ExpertSpec(name=_name_of(path), weights=(WeightsSource(file=wanted),))
 
 
-def _with_found_code(spec: ExpertSpec, code: CodeSource) -> ExpertSpec:
+def with_found_code(spec: ExpertSpec, beside: Path = Path()) -> ExpertSpec:
     """Published code lies where published weights do; code beside a user's own YAML has its full path already."""
-    path = Path(code.file) if Path(code.file).is_file() else find_pretrained(code.file)
+    if (code := spec.code) is None:
+        return spec
+    path = next((one for one in (Path(code.file), beside / code.file) if one.is_file()), find_pretrained(code.file))
     return spec if path is None else spec.model_copy(update={"code": code.model_copy(update={"file": str(path)})})
 
 

@@ -131,7 +131,8 @@ def distil(arguments: Sequence[str]) -> int:
     )
 
 
+RESUMED = ("train-all", "distil", "render", "ablate")  # what the same command again goes on with
 FRONT_DOORS = {"serve": serve, "export": export, "distil": distil, "render": render_images}
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, goes_on_by="the same command" if sys.argv[1:2] and sys.argv[1] in RESUMED else ""))

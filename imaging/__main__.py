@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json, run
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, output_file, output_folder, print_json, run
 from imaging.files import list_images, read_rgb, write_picture
 from imaging.resize import crop_to_multiple, downscale_8bit
 from imaging.scale import SCALE, SCALES
@@ -44,12 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(do=_check_resize)
 
     one = commands.add_parser("samples", parents=[common], help="write a few free photographs")
-    one.add_argument("folder", type=Path, help="where to write them")
+    one.add_argument("folder", type=output_folder, help="where to write them")
     one.set_defaults(do=_samples)
 
     one = commands.add_parser("downscale", parents=[common], help="make the smaller 8-bit images of a folder")
     one.add_argument("hr", type=Path, help="a folder of images; sides are cropped to multiples of the scale")
-    one.add_argument("lr", type=Path, help="where to write the small ones")
+    one.add_argument("lr", type=output_folder, help="where to write the small ones")
     one.add_argument("--scale", type=int, choices=SCALES, default=SCALE, help="how many times smaller; default 4")
     one.set_defaults(do=_downscale)
 
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--lr", type=Path, required=True)
     one.add_argument("--sr", type=Path, required=True)
     one.add_argument("--hr", type=Path, required=True)
-    one.add_argument("--out", type=Path, help="write the crops side by side to this file")
+    one.add_argument("--out", type=output_file, help="write the crops side by side to this file")
     one.set_defaults(do=_compare)
 
     one = commands.add_parser("pack", parents=[common], help="training images in one folder of limited size")

@@ -1,4 +1,4 @@
-"""A file being written -> the finished file under its final name, or nothing at all."""
+"""A file being written -> the finished file under its final name, or nothing; refused early where none can be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from imaging.names import fitting, valid_text
+from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,6 +48,23 @@ def commit(temporary: Path, final: Path) -> None:
     sync_file(temporary)
     os.replace(temporary, final)
     sync_folder(final.parent)
+
+
+def require_writable(folder: Path, *, make: bool = False) -> None:
+    """Refuse, before any work, a folder that cannot be written to or made; nothing is left there, or it, with `make`."""
+    existing = folder
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        # A real file, since permission bits do not tell of read-only file systems.
+        probe = temporary_path(existing / "write-test")
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        cure = "choose another place, or correct its permissions"
+        raise Refusal(f"cannot be written to ({existing}: {error.strerror})", where=folder, cure=cure) from None
 
 
 def write_bytes(final: Path, data: bytes) -> None:

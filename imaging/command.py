@@ -6,13 +6,16 @@ import argparse
 import io
 import json
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
+from imaging.atomic import require_writable
 from imaging.malloc import keep_freed_memory
-from imaging.names import printable
+from imaging.names import LONGEST, printable
 from imaging.refusal import Refusal, closest
 
 if TYPE_CHECKING:
@@ -62,8 +65,11 @@ class CommandParser(argparse.ArgumentParser):
         return self
 
 
-def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Run `main` on the command line and turn a refusal into its one line and code 2."""
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None, *, goes_on_by: str = "") -> int:
+    """Run `main` on the command line and turn a refusal into its one line and code 2.
+
+    `goes_on_by` is what goes on where an interrupted run stopped; without it, a run begins anew.
+    """
     logging.basicConfig(handlers=[_AboveBars()], level=logging.INFO, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: file names may hold any bytes
@@ -74,8 +80,27 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
         print(f"refused: {refusal}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
+        kept = f"; what was finished is kept, and {goes_on_by} goes on from there" if goes_on_by else ""
+        print(f"interrupted: no half-written file is left{kept}", file=sys.stderr)
         return INTERRUPTED
+
+
+def output_file(text: str) -> Path:
+    """The type of an option that names a file to write: refused at once where that cannot be."""
+    path = Path(text)
+    require_writable(path.parent)
+    if len(os.fsencode(path.name)) > LONGEST:
+        raise Refusal(f"its name has more than {LONGEST} bytes", where=path, cure="choose a shorter one")
+    if path.is_dir():
+        raise Refusal("is a folder", where=path, cure="name a file in it")
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """The type of an option that names a folder to write to; it is made with the first file."""
+    path = Path(text)
+    require_writable(path)
+    return path
 
 
 def print_json(document: Any) -> None:

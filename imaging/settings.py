@@ -28,6 +28,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class InvalidSetting(Refusal):
+    """A value or name that the settings do not take, with its `place` as an override has it."""
+
+    place = ""
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -36,7 +42,11 @@ def load_settings(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S
     document = read_yaml(path)
     for override in overrides:
         _override(document, override)
-    return parse_settings(kind, document, where=str(path))
+    try:
+        return parse_settings(kind, document, where=str(path))
+    except InvalidSetting as refusal:
+        typed = any(f"{refusal.place}.".startswith(f"{override.partition('=')[0]}.") for override in overrides)
+        raise Refusal(refusal.what, where="command line" if typed else refusal.where, cure=refusal.cure) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -89,8 +99,11 @@ def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
         place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]))
-            raise Refusal(f"unknown setting '{place}'", where=where, cure=hint) from None
-        raise Refusal(f"setting '{place}': {first['msg']}", where=where, cure="correct that value") from None
+            invalid = InvalidSetting(f"unknown setting '{place}'", where=where, cure=hint)
+        else:
+            invalid = InvalidSetting(f"setting '{place}': {first['msg']}", where=where, cure="correct that value")
+        invalid.place = place
+        raise invalid from None
 
 
 def _override(document: dict[str, Any], override: str) -> None:

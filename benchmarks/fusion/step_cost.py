@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import platform
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.fusion import measure
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser, print_json
+from imaging.command import DONE, CommandParser, output_file, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--out", type=Path, help="write the report here as Markdown")
+    parser.add_argument("--out", type=output_file, help="write the report here as Markdown")
     options = parser.parse_args(arguments)
     report = compare(measure.Size(options.batch, options.lr_size, options.device), options.repeats)
     if options.out is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.inference.cost import INFER
 from fusion.evaluation.folders import evaluate
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser, print_json
+from imaging.command import DONE, CommandParser, output_file, print_json
 from imaging.metrics import BORDER
 from imaging.refusal import Refusal
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--hr", type=Path, nargs="+", required=True, help="folders of true images, in the same order")
     add("--tile", default="auto", help="as infer.py's")
     add("--shares", type=float, nargs="*", default=list(SHARES), help="budgets to try")
-    add("--record", type=Path, metavar="FILE", help="write the tables as Markdown")
+    add("--record", type=output_file, metavar="FILE", help="write the tables as Markdown")
     add("--json", action="store_true", help="print one JSON document")
     words = parser.parse_args(arguments)
     if len(words.lr) != len(words.hr):

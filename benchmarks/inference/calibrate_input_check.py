@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fusion.inference.input_check import A_SET, TROUBLES, central_luma, judge, measures
 from imaging.atomic import write_text
-from imaging.command import DONE, FAILURES_LISTED, CommandParser
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, output_file
 from imaging.files import list_images, read_raster
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, judge, write; exit 1 when a clean image would be warned about."""
     parser = CommandParser(prog="python -m fusion calibrate-look", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="clean LR images")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a Markdown file")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="a Markdown file")
     words = parser.parse_args(arguments)
     images = [read_raster(path)[0].levels_HWC for folder in words.folders for path in list_images(folder)]
     table = {name: _measured(images, damage) for name, damage in damages().items()}

@@ -32,7 +32,7 @@ from benchmarks.inference.seams import compare
 from fusion.network import ExpertSlot, FusionSettings, FusionSR
 from fusion.network.save import FILE_NAME, save_model
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser, run
+from imaging.command import DONE, CommandParser, output_file, run
 from imaging.files import png_rows, read_raster
 from imaging.paths import ROOT
 from imaging.refusal import Refusal
@@ -60,7 +60,7 @@ class Run:
 def main(arguments: Sequence[str]) -> int:
     """Measure and write the tables."""
     parser = CommandParser(prog="python -m fusion bench-inference", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a Markdown file")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="a Markdown file")
     parser.add_argument("--sizes", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="sides for memory")
     parser.add_argument("--time", type=int, nargs="*", default=[64, 128, 256], help="sides to time the default on")
     parser.add_argument("--image", type=Path, help="an LR image for tiled against whole")

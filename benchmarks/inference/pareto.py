@@ -30,7 +30,7 @@ from experts.loading.weights import find_weights
 from fusion.evaluation.folders import evaluate
 from fusion.inference.model_selection import NONE, ModelPreset, find_preset
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser
+from imaging.command import DONE, CommandParser, output_file, output_folder
 from imaging.files.folders import list_images
 from imaging.hashes import file_sha256
 from imaging.metrics import BORDER
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     add("--presets", nargs="*", default=["default", "strong"], help="as infer.py's --model")
     add("--experts", nargs="*", help="default: all of the catalog whose weights are here")
     add("--budgets", type=float, nargs="*", default=[0.25, 0.5, 0.75], help="for presets with a budget model")
-    add("--out", type=Path, required=True, metavar="FOLDER", help=f"for {POINTS}, {TABLE} and {PICTURE}")
-    add("--picture", type=Path, metavar="FILE", help=f"the SVG elsewhere than FOLDER/{PICTURE}")
+    add("--out", type=output_folder, required=True, metavar="FOLDER", help=f"for {POINTS}, {TABLE} and {PICTURE}")
+    add("--picture", type=output_file, metavar="FILE", help=f"the SVG elsewhere than FOLDER/{PICTURE}")
     words = parser.parse_args(arguments)
     points = measure(ways(words.presets, words.experts, words.budgets), words.lr, words.hr, words.out / POINTS)
     write_text(words.out / TABLE, as_text(points, list(arguments)))

@@ -24,7 +24,7 @@ from fusion.refinement.guard import measure as guard
 from fusion.refinement.open import open_refiner
 from fusion.refinement.refine import blend, repaint
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser
+from imaging.command import DONE, CommandParser, output_folder
 from imaging.metrics import psnr, ssim
 from imaging.metrics.niqe import niqe
 from imaging.metrics.perceptual import lpips_distance
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("model", type=Path, help="a fusion model file or folder")
     parser.add_argument("cache", type=parse_location, nargs="+", help="caches of benchmark images with HR")
     parser.add_argument("--refine-model", metavar="FILE", help="weights of the native refiner; default: the shipped")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=output_folder, required=True, metavar="FOLDER")
     parser.add_argument("--most", type=int, metavar="N", help="images of each cache; default: all")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="images on which seeds are compared")
     words = parser.parse_args(arguments)

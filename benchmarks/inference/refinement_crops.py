@@ -16,7 +16,7 @@ from benchmarks.inference.refinement import items
 from fusion.refinement.open import open_refiner
 from fusion.refinement.refine import blend, repaint
 from imaging.atomic import atomic_path
-from imaging.command import DONE, CommandParser
+from imaging.command import DONE, CommandParser, output_file
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
 from imaging.resize import resize_bicubic
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("model", type=Path, help="a fusion model file or folder")
     parser.add_argument("crop", nargs="+", help="CACHE:IMAGE:LEFT,TOP[:TITLE]")
     parser.add_argument("--refine-model", metavar="FILE", help="weights of the native refiner; default: the shipped")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE.png")
     words = parser.parse_args(arguments)
     refiner = open_refiner("native", words.refine_model, None, torch.device("cpu"))
     rows: list[tuple[str, list[Tensor]]] = []

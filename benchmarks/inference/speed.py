@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser
+from imaging.command import DONE, CommandParser, output_file
 from imaging.paths import ROOT
 from imaging.refusal import Refusal
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--before", type=Path, required=True, metavar="CHECKOUT", help="an older checkout of this")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="LR images")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a Markdown file")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="a Markdown file")
     words = parser.parse_args(arguments)
     programs = {
         BEFORE: [words.before / "infer.py", "--precision", "fp32"],

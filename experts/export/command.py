@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words of the command."""
     parser.add_argument("expert", metavar="NAME|FILE|code:...")
-    parser.add_argument("output", type=Path, metavar="OUT", help="FILE.onnx, FILE.param or FILE.safetensors")
+    parser.add_argument(
+        "output", type=command.output_file, metavar="OUT", help="FILE.onnx, FILE.param or FILE.safetensors"
+    )
     parser.add_argument("--to", choices=list(ENDINGS), required=True, help="ncnn: FILE.param and FILE.bin, as Upscayl")
     parser.add_argument("--features", action="store_true", help="onnx: the features as a second output")
     parser.set_defaults(do=run_export)

@@ -153,6 +153,9 @@ def _write_safetensors(expert: NetworkExpert, file: Path) -> tuple[float, str]:
     EDSR, which spandrel lacks, becomes an RCAN. Returns the difference and the architecture that was written.
     """
     network, architecture = expert.network, expert.identity.architecture
+    if expert.spec.code is not None:
+        what, cure = "is built by its own code, which no weights file can carry", "export it --to onnx"
+        raise Refusal(what, where=f"expert {expert.name}", cure=cure)
     if isinstance(network, EDSR):
         network, architecture = edsr_as_rcan(network), "RCAN"
     header = {ARCHITECTURE_KEY: architecture}

@@ -77,9 +77,9 @@ def read_code(code: CodeSource, *, trust: bool) -> TrustedCode:
     try:
         content = path.read_bytes()
     except OSError as error:
-        cure = (
-            "check the path of the code" if code.url is None else "`python -m experts fetch` gets it with the weights"
-        )
+        cure = "check the path of the code"
+        if code.url is not None:
+            cure = "put it beside the weights or into pretrained/; `python -m experts fetch` gets it with the weights"
         raise Refusal(f"cannot be read ({error.strerror})", where=path, cure=cure) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if code.sha256 is not None and code.sha256.lower() != sha256:

@@ -13,7 +13,7 @@ import yaml
 
 from experts.loading.load import load_network
 from experts.loading.weights import read_state_file, require_weights, verify
-from experts.open import spec_of, tap_of
+from experts.open import spec_of, tap_of, with_found_code
 from imaging import atomic
 from imaging.files import inside
 from imaging.hashes import file_sha256
@@ -81,7 +81,7 @@ def import_file(
     name = path.name
     known = catalog.find_published(sha256)
     if known is not None and spec.code is None:
-        spec, source = known
+        spec, source = with_found_code(known[0], path.parent), known[1]
         name = source.file
     state = read_state_file(path, sha256=sha256)
     loaded = load_network(state, spec, trust_code=trust_code)
@@ -91,9 +91,10 @@ def import_file(
     final = _copy(path, inside(folder, name))
     if spec.code is not None:
         code_file = _copy(Path(spec.code.file), inside(folder, Path(spec.code.file).name))
-        tap = tap_of(spec, loaded, loaded.padding, catalog, "find")
-        pinned = pin(spec, record, code_file, tap, loaded.padding)
-        atomic.write_text(folder / f"{spec.name}.yaml", yaml.safe_dump(pinned, sort_keys=False))
+        if spec.code.url is None:  # of published code the catalog has the pin
+            tap = tap_of(spec, loaded, loaded.padding, catalog, "find")
+            pinned = pin(spec, record, code_file, tap, loaded.padding)
+            atomic.write_text(pin_path(folder, spec.name), yaml.safe_dump(pinned, sort_keys=False))
     write_record(final, record)
     return record
 
@@ -107,6 +108,11 @@ def _copy(path: Path, final: Path) -> Path:
     with atomic.atomic_path(final) as temporary:
         shutil.copyfile(path, temporary)
     return final
+
+
+def pin_path(folder: Path, name: str) -> Path:
+    """The catalog of one expert with code."""
+    return folder / f"{name}.yaml"
 
 
 def pin(spec: ExpertSpec, record: Record, code_file: Path, tap: Tap | None, padding: Padding) -> dict[str, Any]:
@@ -126,6 +132,15 @@ def pin(spec: ExpertSpec, record: Record, code_file: Path, tap: Tap | None, padd
             }
         ]
     }
+
+
+def way_to_use(record: Record, catalog: Catalog, folder: Path) -> str:
+    """How a command line names what was imported."""
+    if catalog.find(record.expert) is not None:
+        return f"the name {record.expert}"
+    if record.code is not None:
+        return f"--catalog {pin_path(folder, record.expert)} and the name {record.expert}"
+    return "this path"
 
 
 def write_record(final: Path, record: Record) -> None:

@@ -34,7 +34,7 @@ from fusion.network.base.blend import BaseBlend
 from fusion.network.base.fit import BaseFit
 from fusion.network.network import load_model
 from imaging.atomic import write_text
-from imaging.command import DONE, CommandParser, print_json
+from imaging.command import DONE, CommandParser, output_file, print_json
 from imaging.refusal import Refusal, nearest
 from imaging.scale import SCALE
 
@@ -61,12 +61,12 @@ def main(arguments: Sequence[str]) -> int:
     add("cache", type=parse_location, help="a cache with HR images, see `python -m cache_tools extract`")
     add("--seconds", required=True, metavar="a=1,b=4", help="each expert's cost per LR pixel, in any unit")
     add("--model", type=Path, metavar="FILE", help="the fusion they serve; CACHE of images it did not learn")
-    add("--out", type=Path, required=True, metavar="FILE", help="the budget model, as JSON")
+    add("--out", type=output_file, required=True, metavar="FILE", help="the budget model, as JSON")
     add(
         "--check", type=parse_location, nargs="*", default=[], metavar="CACHE", help="other caches to draw the curve on"
     )
     add("--tile", type=int, nargs="*", default=[0, 16], help="tiles of that curve, in LR pixels; 0: whole images")
-    add("--record", type=Path, metavar="FILE", help="write the curve as Markdown")
+    add("--record", type=output_file, metavar="FILE", help="write the curve as Markdown")
     add("--json", action="store_true", help="print one JSON document")
     add_local_cache_arguments(parser)
     words = parser.parse_args(arguments)

@@ -19,7 +19,7 @@ from fusion.training.loop.loop import train
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import at_cache_scale
 from imaging.atomic import atomic_path
-from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, output_file, output_folder, print_json
 from imaging.device import choose_device
 from imaging.hashes import file_sha256
 from imaging.paths import find_shipped
@@ -99,9 +99,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("overrides", nargs="*", metavar="section.key=value", help="settings of the training to change")
     add_teacher_arguments(parser)
     add("--student", metavar="FILE|ARCH", help="a weights file or an expert to go on from; or SPAN, MSG, EDSR, ...")
-    add("--out", type=Path, required=True, metavar="FILE.safetensors")
+    add("--out", type=output_file, required=True, metavar="FILE.safetensors")
     add("--config", type=Path, default=CONFIG, help=f"the training's plan ({CONFIG})")
-    add("--work", type=Path, metavar="DIR", help="where cache and run are kept (FILE_distil beside --out)")
+    add("--work", type=output_folder, metavar="DIR", help="where cache and run are kept (FILE_distil beside --out)")
     add("--json", action="store_true", help="print one JSON document")
     add_local_cache_arguments(parser)
     return parser.parse_args(arguments)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from cache_tools.format.location import parse_location
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from fusion.inference.model_selection import DEFAULT
-from imaging.command import DONE, CommandParser
+from imaging.command import DONE, CommandParser, output_folder
 from imaging.device import AUTO, choose_device
 from imaging.refusal import Refusal
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str], *, render: Render) -> int:
     """Render what is missing."""
     parser = CommandParser(prog="python -m fusion render", description=__doc__)
     add_teacher_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the cache")
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="the cache")
     add_local_cache_arguments(parser)
     options = parser.parse_args(arguments)
     set_local_cache(options)

@@ -10,7 +10,7 @@ from fusion.export.graph import ExpertGraph, ensemble_graph
 from fusion.inference.ensemble import Place, run_tile
 from fusion.inference.model_selection import DEFAULT, model_sha256
 from imaging.atomic import atomic_path
-from imaging.command import DONE, CommandParser, print_json
+from imaging.command import DONE, CommandParser, output_file, print_json
 from imaging.hashes import file_sha256
 from imaging.onnx_graph.check import SIZES, check_onnx
 from imaging.onnx_graph.join import describe
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str], *, open_ensemble: OpenEnsemble) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(prog="python -m fusion export", description=__doc__)
-    parser.add_argument("output", type=Path, metavar="OUT.onnx")
+    parser.add_argument("output", type=output_file, metavar="OUT.onnx")
     parser.add_argument("--model", default=DEFAULT, help="as infer.py --model (default)")
     parser.add_argument("--experts", help="as infer.py --experts: a,b,c")
     parser.add_argument("--catalog", type=Path, metavar="FILE", help="a YAML file with further experts")

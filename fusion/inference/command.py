@@ -15,7 +15,6 @@ from fusion.inference.jobs import (
     RunResult,
     Sized,
     check_quality,
-    check_target,
     find_unread,
     make_jobs,
     measure_jobs,
@@ -28,6 +27,7 @@ from fusion.inference.refining import forecast_refinement, with_refiner
 from fusion.inference.report.gallery import Gallery, write_report
 from fusion.inference.report.provenance import make_manifest, read_manifest, verify
 from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_set, pack, recorded_runtime, zip_names
+from imaging.atomic import require_writable
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES, in_words
 from imaging.refusal import Refusal
@@ -98,7 +98,7 @@ class Collected:
         if scale != SCALE and request.submission:
             what = f"holds images of four times their input, not {scale}"
             raise Refusal(what, where="--submission", cure="leave it out")
-        check_target(self.folder)
+        require_writable(self.folder, make=True)
         if request.submission:
             assert request.input is not None
             zip_names([*(one.job.input for one in self.sized), *(job.input for job, _ in self.refused)], request.input)
@@ -206,6 +206,8 @@ def _verify(request: Request, image: Path, ensemble: Ensemble) -> int:
     else:
         for one in check.differences:
             log.error("%s: %s", image, one)
+        if any(one.startswith(("experts", "fusion", "refine")) for one in check.differences):
+            log.info("%s: if another --model, --experts or --refine made it, give them again: it records hashes", image)
         for one in check.unchecked:
             log.info("%s: not checked: %s", image, one)
         if not check.differences:

@@ -133,19 +133,6 @@ def check_quality(jobs: Iterable[ImageJob], quality: int | None) -> None:
         raise Refusal(what, where=stray.output, cure="write --ext jpg, webp or avif, or leave --quality out")
 
 
-def check_target(folder: Path) -> None:
-    """Refuse a place that cannot be written to before the first second of computing."""
-    # A real file, since permission bits do not tell of read-only file systems.
-    probe = folder / ".write-test"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        cure = "choose another output folder, or correct its permissions"
-        raise Refusal(f"cannot be written to ({error.strerror})", where=folder, cure=cure) from None
-
-
 def _of_folder(source: Path, target: Path, ext: str, suffix: str) -> list[ImageJob]:
     if target.is_file() or (target.suffix.lower() in SUFFIXES and not target.is_dir()):
         raise Refusal("is a file name, the input is a folder", where=target, cure="name a folder after -o")

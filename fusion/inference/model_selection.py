@@ -24,8 +24,8 @@ from fusion.network import FusionSR
 from fusion.network.interface import SMALLEST
 from fusion.network.save import FILE_NAME, FORMAT, fingerprint
 from imaging.device import Precision, has_fast_bf16
-from imaging.paths import find_pretrained, pretrained_folder
-from imaging.refusal import Refusal
+from imaging.paths import find_pretrained, pretrained_folder, pretrained_folders
+from imaging.refusal import Refusal, closest
 from imaging.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -90,7 +90,9 @@ def select_model(model: str, experts: Sequence[str] | None) -> ModelSelection:
     if path.is_file() and not is_fusion_file(path):
         return ModelSelection(wanted or (str(path),), None, str(path))
     if not path.exists() and "/" not in model:  # an id on the Hub is owner/name: a typing error should not go there
+        close = closest(model, preset_names())
         cure = f"name a file or folder, a Hub id as owner/name, or a known expert by --model {NONE} --experts {model}"
+        cure = cure if close is None else f"did you mean --model {close}?"
         raise Refusal("there is no such model", where=f"--model {model}", cure=cure)
     fusion = FusionSR.from_pretrained(model)
     return ModelSelection(wanted or fusion.settings.names, fusion, model)
@@ -102,6 +104,12 @@ def find_preset(model: str) -> Path | None:
         return None
     found = find_pretrained(f"{model}.yaml")
     return pretrained_folder() / DEFAULT_FILE if found is None and model == DEFAULT else found
+
+
+def preset_names() -> set[str]:
+    """All presets there are: YAML files with experts among the weights."""
+    files = [file for folder in pretrained_folders() for file in folder.glob("*.yaml")]
+    return {file.stem for file in files if PRESET_NAME.fullmatch(file.stem)} | {DEFAULT}
 
 
 def is_fusion_file(path: Path) -> bool:

@@ -30,13 +30,18 @@ MAX_SIDE = 1_000_000  # pixels; formats have limits of their own
 _DEPTHS: dict[str, Depth | None] = {AUTO: None, "8": 8, "16": 16}
 
 
+def _ending(text: str) -> str:
+    """`.JPG` -> `jpg`."""
+    return text.lstrip(".").lower()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every option, in groups; -i, -o, -n and -t are as in BasicSR and Real-ESRGAN."""
     add = parser.add_argument_group("images").add_argument
     add("-i", "--input", type=Path, metavar="IN", help="an image, or a folder of images (recursive)")
     add("-o", "--output", type=Path, metavar="OUT", help="a folder, or for one image a file")
     formats = [AUTO, *sorted(suffix[1:] for suffix in WRITTEN)]
-    add("--ext", choices=formats, default=AUTO, help="format of the outputs; auto: that of each input")
+    add("--ext", type=_ending, choices=formats, default=AUTO, help="format of the outputs; auto: that of each input")
     add("--suffix", default="", help="added to each output's name")
     add("--depth", choices=list(_DEPTHS), default=AUTO, help="bits per channel; auto: as the input")
     add(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fusion.train_all.collect import Run, collect
 from fusion.train_all.session import Session, train_runs
 from fusion.training.settings import TrainSettings
-from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, output_folder, print_json
 from imaging.device import best_device
 from imaging.paths import CONFIGS as CONFIGS_FOLDER
 from imaging.settings import load_settings
@@ -141,6 +141,10 @@ def _place(text: str) -> Path:
     return Path(text).resolve()
 
 
+def _target(text: str) -> Path:
+    return output_folder(str(_place(text)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="python -m fusion train-all", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all experts")
@@ -152,10 +156,10 @@ def _parser() -> argparse.ArgumentParser:
         "--slice", type=float, metavar="MINUTES", help="of one call; repeat the call until all runs are finished"
     )
     parser.add_argument(
-        "--out", type=_place, required=True, metavar="DIR", help="where the models and the report are written"
+        "--out", type=_target, required=True, metavar="DIR", help="where the models and the report are written"
     )
     parser.add_argument(
-        "--work", type=_place, default=_place("runs/all"), metavar="DIR", help="runs, plan, cache, logs"
+        "--work", type=_target, default=_place("runs/all"), metavar="DIR", help="runs, plan, cache, logs"
     )
     parser.add_argument(
         "--start",

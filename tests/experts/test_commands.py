@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -137,6 +138,25 @@ def test_run_upscales_a_folder_and_lists_what_it_could_not(
         assert picture.size == (28, 20)
     assert run("run", path, "-i", source / "a.png", "-o", source) == 1
     assert "would overwrite" in caplog.text
+
+
+def test_run_keeps_transparency(tmp_path: Path, capsys: Capsys) -> None:
+    path = save_network(small_network("EDSR"), tmp_path / "m.safetensors")
+    picture = Image.new("RGBA", (8, 6), (10, 200, 30, 255))
+    picture.paste((10, 200, 30, 0), (0, 0, 4, 6))
+    (tmp_path / "in").mkdir()
+    picture.save(tmp_path / "in" / "a.png")
+    picture.convert("LA").save(tmp_path / "in" / "b.png")
+    assert run("run", path, "-i", tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"2 images written to {tmp_path / 'out'}, 0 refused\n"
+    # Pillow's bicubic is another cubic and overshoots otherwise: equal where four pixels around are.
+    theirs = np.asarray(picture.getchannel("A").resize((32, 24), Image.Resampling.NEAREST))
+    for name in ("a.png", "b.png"):
+        with Image.open(tmp_path / "out" / name) as written:
+            alpha = np.asarray(written.getchannel("A"))
+        assert alpha.shape == theirs.shape
+        np.testing.assert_array_equal(alpha[:, :8], theirs[:, :8])
+        np.testing.assert_array_equal(alpha[:, 24:], theirs[:, 24:])
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: Capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -149,6 +150,30 @@ def with_code(server: Server, tmp_path: Path) -> Path:  # noqa: F811
     config = tmp_path / "mine.yaml"
     config.write_text(json.dumps({"experts": [{"name": "ours", "code": code, "weights": [source]}]}))
     return config
+
+
+def test_published_code_may_lie_beside_its_weights(
+    server: Server,  # noqa: F811
+    with_code: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    capsys: Capsys,
+) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    (downloads / "net.safetensors").write_bytes(server.files["/m/net.safetensors"])
+    words = (downloads / "net.safetensors", "--config", with_code)
+    assert run("check", *words) == 2
+    assert "put it beside the weights or into pretrained/" in capsys.readouterr().err
+    (downloads / "net.py").write_text(CODE)
+    assert run("check", *words) == 0
+    capsys.readouterr()
+    assert run("import", *words) == 0
+    assert f"{pretrained / 'net.safetensors'}: use it by the name ours\n" in capsys.readouterr().out
+    files = ["net.py", "net.safetensors", "net.safetensors.json"]
+    assert sorted(path.name for path in pretrained.iterdir()) == files
+    shutil.rmtree(downloads)
+    assert run("check", "ours", "--config", with_code) == 0
 
 
 def sha256(content: bytes) -> str:

@@ -91,6 +91,14 @@ def test_unknown_keys_are_refused_with_the_right_name(tmp_path: Path, text: str,
     assert str(tmp_path) in caught.value.where
 
 
+@pytest.mark.parametrize("word", ["inner.stesp=3", "inner={stesp: 3}"])
+def test_a_typing_error_of_the_command_line_is_not_blamed_on_the_file(tmp_path: Path, word: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        load_settings(Outer, write(tmp_path, "title: a"), [word])
+    refused = "command line: unknown setting 'inner.stesp'; did you mean 'steps'?"
+    assert str(caught.value) == refused
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -210,6 +218,9 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(refuse, []) == REFUSED
     assert capsys.readouterr().err == "refused: a.png: is wrong; mend it\n"
     assert run(interrupt, []) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: no half-written file is left\n"
+    assert run(interrupt, [], goes_on_by="--more") == INTERRUPTED
+    assert capsys.readouterr().err.endswith("; what was finished is kept, and --more goes on from there\n")
 
 
 def test_json_is_one_document_without_nan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,9 @@ def test_skip_existing_knows_what_made_an_image(tmp_path: Path, expert: Path, ca
     assert len(written("--tta", weights=weights_file(tmp_path / "other", seed=5))) == 3  # other weights, same name
 
 
-def test_verify(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify(
+    tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (path,) = save_photos(tmp_path / "in", 1)
     assert alone(expert, "-i", path, "-o", tmp_path / "out", "-t", "0") == DONE
     output = tmp_path / "out" / path.name
@@ -156,8 +158,12 @@ def test_verify(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     assert alone(expert, *verify, "--tta") == FAILURES_LISTED
     assert any("tta" in one for one in json.loads(capsys.readouterr().out)["differences"])
-    assert alone(weights_file(tmp_path / "other", seed=5), *verify) == FAILURES_LISTED
+    other = weights_file(tmp_path / "other", seed=5)
+    assert alone(other, *verify) == FAILURES_LISTED
     assert any("weights_sha256" in one for one in json.loads(capsys.readouterr().out)["differences"])
+    caplog.set_level("INFO")
+    assert alone(other, *verify[:-1]) == FAILURES_LISTED
+    assert "if another --model, --experts or --refine made it, give them again" in caplog.text
     data = bytearray(output.read_bytes())
     data[len(data) // 2] ^= 1
     output.write_bytes(data)

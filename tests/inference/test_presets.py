@@ -12,6 +12,7 @@ import torch
 
 from experts.__main__ import main as experts_command
 from fusion.budget.run import find_budget_model
+from fusion.inference.model_selection import select_model
 from fusion.inference.report.provenance import read_manifest
 from imaging.command import DONE, REFUSED, run
 from imaging.refusal import Refusal
@@ -126,6 +127,15 @@ def test_experts_chosen_by_hand_must_be_there(tmp_path: Path, pretrained: Path, 
     assert "the weights of 'near' are missing" in capsys.readouterr().err
     assert upscale(tmp_path, catalog, "--experts", "edsr-s") == REFUSED
     assert "does not know all of edsr-s" in capsys.readouterr().err
+
+
+def test_a_mistyped_preset_is_answered_with_the_right_one(pretrained: Path) -> None:
+    with pytest.raises(Refusal, match="no such model; did you mean --model pair"):
+        select_model("piar", None)
+    with pytest.raises(Refusal, match="did you mean --model strong"):
+        select_model("strnog", None)  # shipped, not among the user's own
+    with pytest.raises(Refusal, match="name a file or folder"):
+        select_model("nothing-like-it", None)
 
 
 def test_its_budget_is_its_own(pretrained: Path) -> None:

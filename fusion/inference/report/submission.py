@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fusion.inference.report.provenance import read_record
 from imaging.atomic import atomic_path
-from imaging.command import DONE, CommandParser, print_json
+from imaging.command import DONE, CommandParser, output_file, print_json
 from imaging.files import image_size, list_images, read_raster
 from imaging.files.png import without_metadata
 from imaging.names import valid_text
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("folder", type=Path, help="the outputs")
     add("-i", "--input", type=Path, required=True, metavar="IN", help="the LR images they were made from")
-    add("-o", "--output", type=Path, metavar="ZIP", help="default: FOLDER/submission.zip")
+    add("-o", "--output", type=output_file, metavar="ZIP", help="default: FOLDER/submission.zip")
     add("--runtime", type=float, metavar="S", help="seconds per image; default: as infer.py recorded")
     add("--cpu", action="store_true", help="the runtime was measured on a CPU")
     add("--no-extra-data", action="store_true", help="trained on the challenge's own data only")

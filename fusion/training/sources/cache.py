@@ -12,6 +12,7 @@ from fusion.network.base.fit import BORDER
 from fusion.network.settings import ExpertSlot
 from fusion.training.sources.augment import refuse_for_cache
 from fusion.training.sources.batch import TrainBatch
+from fusion.training.sources.folder import hold_out_cure
 from imaging.dihedral import VARIANTS
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
@@ -173,6 +174,6 @@ def split_sources(reader: CacheReader, settings: TrainSettings) -> tuple[list[st
         raise Refusal(
             f"holding out {hold_out} of {images} images leaves less than half to train on",
             where="data.hold_out",
-            cure="lower it, or use a larger cache",
+            cure=hold_out_cure(images),
         )
     return split_items(reader.entries, hold_out / images, settings.seed if seed is None else seed)

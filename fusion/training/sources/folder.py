@@ -164,6 +164,11 @@ def whole(pair: Pair) -> TrainBatch:
     return TrainBatch((pair.item,), as_float(pair.lr_CHW[None], cpu), as_float(pair.hr_CHW[None], cpu))
 
 
+def hold_out_cure(count: int) -> str:
+    """A number of images to hold out that `count` of them allow: a fifth, of which two halves can be made."""
+    return "use at least 4 images" if count < 4 else f"for example data.hold_out={max(2, count // 5)}"
+
+
 def held_out_indices(names: Sequence[str], hold_out: int, seed: int | None = None) -> list[int]:
     """`hold_out` of the indices, spread evenly or drawn by `seed` as from a cache; at least as many must remain."""
     count = len(names)
@@ -171,7 +176,7 @@ def held_out_indices(names: Sequence[str], hold_out: int, seed: int | None = Non
         raise Refusal(
             f"holding out {hold_out} of {count} leaves less than half to train on",
             where="data.hold_out",
-            cure="lower it or give more data",
+            cure=hold_out_cure(count),
         )
     if seed is not None:
         away = drawn(names, hold_out, seed)

@@ -7,7 +7,6 @@ against. For experts of which only images are there, or where nothing learned ha
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -21,11 +20,12 @@ from fusion.network.save import save_model
 from fusion.network.settings import FusionSettings
 from fusion.training.settings import TrainSettings
 from fusion.training.sources.cache import CacheSource
-from imaging.command import DONE, CommandParser, print_json
+from imaging.command import DONE, CommandParser, output_file, print_json
 from imaging.settings import parse_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 _PHASES = ("bands", "cross_band", "collaboration", "hierarchy", "gating", "refine", "edges")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "cache", type=parse_location, help="a cache with HR images, see `python -m cache_tools extract`"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model, as .safetensors")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="the model, as .safetensors")
     parser.add_argument("--note", default="", help="kept in the model: for example what the images are")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_local_cache_arguments(parser)

@@ -51,7 +51,8 @@ def test_import_pins_code_and_weights(
     word = f"code:{code}:Net(multiple=4):{weights_of(code, name='mine.pth')}"
     assert run("import", word) == 2
     assert run("import", word, "--trust-code", "--licence", "MIT") == 0
-    assert "--config" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{pretrained / 'mine.pth'}: use it by --catalog {pretrained / 'mine.yaml'} and the name mine\n" in out
     files = ["mine.pth", "mine.pth.json", "mine.yaml", "net.py"]
     assert sorted(path.name for path in pretrained.iterdir()) == files
     code.unlink()
@@ -62,6 +63,14 @@ def test_import_pins_code_and_weights(
     (pretrained / "net.py").write_text(NETWORKS + "\n# changed\n")
     with pytest.raises(Refusal, match="the code has changed"):
         open_experts(["mine"], config=pretrained / "mine.yaml")
+
+
+def test_no_weights_file_can_carry_its_code(code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run("export", f"code:{code}:Net:{weights_of(code)}", "--trust-code", "--to", "safetensors", out) == 2
+    line = "refused: expert weights: is built by its own code, which no weights file can carry; export it --to onnx\n"
+    assert capsys.readouterr().err.endswith(line)
+    assert not out.exists()
 
 
 def test_records_without_code_are_as_they_were(tmp_path: Path) -> None:

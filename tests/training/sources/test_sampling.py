@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fusion.training.settings import AugmentSettings
 from fusion.training.sources.augment import Augmentation, dihedral
-from fusion.training.sources.folder import FolderSource, held_out_indices
+from fusion.training.sources.folder import FolderSource, held_out_indices, hold_out_cure
 from fusion.training.sources.sampling import Purpose, draw, samples_of_step
 from imaging.refusal import Refusal
 from imaging.resize import downscale
@@ -95,6 +95,8 @@ def test_held_out_images_are_distinct(count, hold_out, seed):
     if hold_out * 2 > count:
         with pytest.raises(Refusal):
             held_out_indices(names, hold_out, seed)
+        value = hold_out_cure(count).partition("data.hold_out=")[2]  # what the line names works
+        assert not value if count < 4 else len(held_out_indices(names, int(value), seed)) >= 2
         return
     found = held_out_indices(names, hold_out, seed)
     assert found == sorted(found) == held_out_indices(names, hold_out, seed)
