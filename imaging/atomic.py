@@ -51,7 +51,7 @@ def commit(temporary: Path, final: Path) -> None:
 
 
 def require_writable(folder: Path, *, make: bool = False) -> None:
-    """Refuse, before any work, a folder that cannot be written to or made; nothing is left there, or it, with `make`."""
+    """Refuse, before any work, a folder that cannot be written to or made; nothing is left, with `make` the folder."""
     existing = folder
     try:
         if make:

@@ -105,14 +105,16 @@ def stir(model: FusionSR, scale: float = 0.05, seed: int = 1) -> FusionSR:
     return model
 
 
-def real_regions(shared_data: Path, count: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def real_regions(
+    shared_data: Path, count: int | None = None, every: int = 1
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The real experts' training regions, uint8: (lr_CHW, sr_ECHW, hr_CHW)."""
     folder = shared_data / "real_experts" / "train"
     if not (folder / "regions.csv").is_file():
         pytest.skip("the real experts' outputs are not beside the checkout")
     with (folder / "regions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for row in rows[:count]:
+    for row in rows[:count:every]:
         left, top, size = int(row["left"]), int(row["top"]), int(row["size"])
         region = (left, top, left + size, top + size)
         hr_CHW = _pixels(shared_data / row["source"], region)

@@ -113,9 +113,9 @@ def sample_images(folder: Path) -> list[Path]:
 
 def sample_model() -> tuple[list[str], str]:
     """What the studio is started with, and the map to show: the shipped model where it fuses, else the plain mean."""
-    names = infer.build(DEFAULT, None, device="cpu").names
-    if len(names) > 1:
-        return [], "most trusted expert"
+    ensemble = infer.build(DEFAULT, None, device="cpu")
+    if len(ensemble.names) > 1:  # a base trusts the same expert everywhere
+        return [], "disagreement" if ensemble.identity["fusion"]["verdict"] == "base" else "most trusted expert"
     return ["--model", "none", "--experts", ",".join(EMBEDDED)], "disagreement"
 
 

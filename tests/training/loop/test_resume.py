@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import train
 from fusion.training.loop import loop
 from fusion.training.loop.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fusion.training.loop.optimizers import learning_rate
@@ -42,16 +43,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures, tmp_path, workers):
 
 @pytest.mark.slow
 def test_killed_and_resumed_from_the_command_line_it_ends_with_the_same_bits(pictures, tmp_path):
-    def command(run_folder):
+    def words(run_folder):
         document = expert_document(pictures, run_folder, steps=40, checkpoint={"every": 3}, validation={"every": 10})
         config = write_config(tmp_path / f"{run_folder.name}.yaml", document)
-        return [sys.executable, "train.py", "--config", str(config), "--resume", "auto"]
+        return ["--config", str(config), "--resume", "auto"]
 
     def start(run_folder):
-        return subprocess.Popen(command(run_folder), cwd=ROOT, env=quiet_environment(), stderr=subprocess.DEVNULL)
+        command = [sys.executable, "train.py", *words(run_folder)]
+        return subprocess.Popen(command, cwd=ROOT, env=quiet_environment(), stderr=subprocess.DEVNULL)
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole).wait() == 0
+    assert train.main(words(whole)) == 0
     process = start(cut)
     while process.poll() is None and len(list_checkpoints(cut / "checkpoints")) < 3:
         time.sleep(0.01)
