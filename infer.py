@@ -37,7 +37,7 @@ from fusion.inference.options import Options
 from fusion.inference.parser import add_arguments, precision_of, request_of
 from fusion.refinement.open import open_refiner
 from imaging.cluster.options import cluster_options_of
-from imaging.command import CommandParser, run
+from imaging.command import CommandParser, goes_on_by, run
 from imaging.device import SideBySide, best_device, find_device
 from imaging.dihedral import transform
 from imaging.refusal import Refusal
@@ -70,6 +70,7 @@ def main(
     return carry_out(request, ensemble)
 
 
+@goes_on_by("--skip-existing")
 def command_line(arguments: Sequence[str]) -> int:
     """Parse, build, call."""
     parser = CommandParser(prog="infer.py", description="upscale images four times by fused experts")
@@ -253,4 +254,4 @@ def _fusion(selection: ModelSelection, experts: int, precision: Precision) -> di
 
 
 if __name__ == "__main__":
-    sys.exit(run(command_line, goes_on_by="--skip-existing"))
+    sys.exit(run(command_line))

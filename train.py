@@ -36,7 +36,7 @@ from fusion.training.tasks.expert import ExpertTask
 from fusion.training.tasks.fusion import FusionTask
 from fusion.training.tasks.networks import NetworkKind, build_network, initial_weights_seed
 from fusion.training.tasks.refiner import RefinerTask
-from imaging.command import DONE, REFUSED, CommandParser, print_json, run
+from imaging.command import DONE, REFUSED, CommandParser, goes_on_by, print_json, run
 from imaging.device import best_device
 from imaging.paths import find_shipped
 from imaging.refusal import Refusal
@@ -59,6 +59,7 @@ NETWORKS = {
 }
 
 
+@goes_on_by("--resume auto")
 def main(arguments: Sequence[str]) -> int:
     """Parse, build, call."""
     words = _parser().parse_args(arguments)
@@ -255,4 +256,4 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, goes_on_by="--resume auto"))
+    sys.exit(run(main))

@@ -22,7 +22,7 @@ from cache_tools.write.plan import in_table, make_plan
 from cache_tools.write.ray_engine import extract_on_ray
 from cache_tools.write.sequential import extract_sequentially
 from imaging.cluster.options import cluster_options_of
-from imaging.command import DONE, FAILURES_LISTED, print_json, run
+from imaging.command import DONE, FAILURES_LISTED, goes_on_by, print_json, run
 from imaging.paths import require_checkout
 from imaging.refusal import Refusal
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cache_tools.write.pairs import Failure
 
 
+@goes_on_by("the same command")
 def main(arguments: Sequence[str]) -> int:
     """Parse, call, report."""
     options = command_line.parse(arguments)
@@ -187,4 +188,4 @@ def _print(options: argparse.Namespace, document: Any, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, goes_on_by="the same command"))
+    sys.exit(run(main))

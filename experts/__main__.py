@@ -134,6 +134,7 @@ def _check(options: argparse.Namespace, catalog: Catalog) -> int:
     return command.DONE
 
 
+@command.goes_on_by("the same command")
 def _fetch(options: argparse.Namespace, catalog: Catalog) -> int:
     names = [*options.names, *(catalog.preset(options.preset) if options.preset else ())]
     if not names:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from imaging.command import DONE, run
+from imaging.command import DONE, goes_on_by, run
 from imaging.paths import require_checkout
 from imaging.refusal import Refusal, nearest
 
@@ -39,6 +40,7 @@ COMMANDS = {
     "serve": ("fusion.studio.serve", "the studio: a local web page for looking at fusion"),
     "bench": ("benchmarks.fusion.step_cost", "measure what a training step costs against the original layout"),
 }
+RESUMED = ("train-all", "distil", "render", "ablate")  # what the same command again goes on with
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,12 +53,11 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise Refusal(f"no command '{name}'", where="python -m fusion", cure=nearest(name, COMMANDS))
-    if name in FRONT_DOORS:
-        return FRONT_DOORS[name](rest)
     module = COMMANDS[name][0]
     if module.startswith("benchmarks."):
         require_checkout(f"python -m fusion {name}")
-    return import_module(module).main(rest)
+    with goes_on_by("the same command") if name in RESUMED else nullcontext():
+        return FRONT_DOORS[name](rest) if name in FRONT_DOORS else import_module(module).main(rest)
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -131,8 +132,7 @@ def distil(arguments: Sequence[str]) -> int:
     )
 
 
-RESUMED = ("train-all", "distil", "render", "ablate")  # what the same command again goes on with
 FRONT_DOORS = {"serve": serve, "export": export, "distil": distil, "render": render_images}
 
 if __name__ == "__main__":
-    sys.exit(run(main, goes_on_by="the same command" if sys.argv[1:2] and sys.argv[1] in RESUMED else ""))
+    sys.exit(run(main))

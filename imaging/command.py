@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +20,7 @@ from imaging.names import LONGEST, printable
 from imaging.refusal import Refusal, closest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 DONE, FAILURES_LISTED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -65,11 +66,21 @@ class CommandParser(argparse.ArgumentParser):
         return self
 
 
-def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None, *, goes_on_by: str = "") -> int:
-    """Run `main` on the command line and turn a refusal into its one line and code 2.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a command that can go on where it stopped, and by which words."""
 
-    `goes_on_by` is what goes on where an interrupted run stopped; without it, a run begins anew.
-    """
+
+@contextmanager
+def goes_on_by(words: str) -> Generator[None]:
+    """Round a command, or as its decorator: what the user is told when it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(words) from interrupt
+
+
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Run `main` on the command line and turn a refusal into its one line and code 2."""
     logging.basicConfig(handlers=[_AboveBars()], level=logging.INFO, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: file names may hold any bytes
@@ -79,9 +90,11 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     except Refusal as refusal:
         print(f"refused: {refusal}", file=sys.stderr)
         return REFUSED
+    except Interrupted as interrupted:
+        print(f"interrupted: what was finished is kept, and {interrupted} goes on from there", file=sys.stderr)
+        return INTERRUPTED
     except KeyboardInterrupt:
-        kept = f"; what was finished is kept, and {goes_on_by} goes on from there" if goes_on_by else ""
-        print(f"interrupted: no half-written file is left{kept}", file=sys.stderr)
+        print("interrupted: no half-written file is left", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imaging import atomic
-from imaging.command import DONE, INTERRUPTED, REFUSED, print_json, run
+from imaging.command import DONE, INTERRUPTED, REFUSED, goes_on_by, print_json, run
 from imaging.device import warn_of_slow_bf16
 from imaging.refusal import Refusal, nearest
 from imaging.settings import Settings, load_settings, parse_settings, read_yaml
@@ -219,8 +219,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "refused: a.png: is wrong; mend it\n"
     assert run(interrupt, []) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted: no half-written file is left\n"
-    assert run(interrupt, [], goes_on_by="--more") == INTERRUPTED
-    assert capsys.readouterr().err.endswith("; what was finished is kept, and --more goes on from there\n")
+    assert run(goes_on_by("--more")(interrupt), []) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: what was finished is kept, and --more goes on from there\n"
 
 
 def test_json_is_one_document_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
