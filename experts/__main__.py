@@ -15,6 +15,7 @@ from experts.loading.weights import read_state_file
 from imaging import command
 from imaging.atomic import write_text
 from imaging.device import find_device
+from imaging.names import counted
 from imaging.paths import pretrained_folder, require_checkout
 from imaging.refusal import Refusal
 
@@ -192,7 +193,7 @@ def _run(options: argparse.Namespace, catalog: Catalog) -> int:
     if options.json:
         command.print_json({"written": [str(path) for path in written], "refused": refused})
     else:
-        print(f"{len(written)} images written to {options.output}, {len(refused)} refused")
+        print(f"{counted(len(written), 'image')} written to {options.output}, {len(refused)} refused")
     return command.FAILURES_LISTED if refused else command.DONE
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from imaging.command import DONE, FAILURES_LISTED, CommandParser, output_file, output_folder, print_json, run
 from imaging.files import list_images, read_rgb, write_picture
+from imaging.names import counted
 from imaging.resize import crop_to_multiple, downscale_8bit
 from imaging.scale import SCALE, SCALES
 from imaging.tools.check_resize import as_json, check_folders
@@ -120,7 +121,7 @@ def _print_written(written: Sequence[Path], folder: Path, *, as_json: bool) -> i
     if as_json:
         print_json([str(path) for path in written])
     else:
-        print(f"{len(written)} images written to {folder}")
+        print(f"{counted(len(written), 'image')} written to {folder}")
     return DONE
 
 

@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in valid_text(text))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 tile`, `2 tiles`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def fitting(front: str, name: str, end: str) -> str:
     """`front + name + end`; where that is too long for a folder, the name is cut and told apart by its hash."""
     whole = f"{front}{name}{end}"

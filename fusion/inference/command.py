@@ -30,6 +30,7 @@ from fusion.inference.report.submission import EXTRA_DATA_ADVICE, Facts, check_s
 from imaging.atomic import require_writable
 from imaging.command import DONE, FAILURES_LISTED, print_json
 from imaging.files import SUFFIXES, in_words
+from imaging.names import counted
 from imaging.refusal import Refusal
 from imaging.scale import SCALE
 
@@ -235,9 +236,10 @@ def _print_result(request: Request, result: RunResult, extra: dict[str, Any], fo
         return
     speed = f", {result.megapixels / result.seconds:.2f} MP/s" if result.written else ""
     log.info(
-        "%d images written to %s in %.1f s%s; %d skipped, %d failed%s",
-        *(len(result.written), folder, result.seconds, speed, len(result.skipped), len(result.failed)),
-        f", {len(result.unread)} files not read" if result.unread else "",
+        "%s written to %s in %.1f s%s; %d skipped, %d failed%s",
+        *(counted(len(result.written), "image"), folder, result.seconds, speed),
+        *(len(result.skipped), len(result.failed)),
+        f", {counted(len(result.unread), 'file')} not read" if result.unread else "",
     )
     for key in ("report", "submission"):
         if key in extra:

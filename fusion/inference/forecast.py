@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion.inference.memory import probe, run_noise, time_tiles
 from fusion.inference.upscale import Grid
+from imaging.names import counted
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ def as_text(document: dict[str, Any]) -> str:
     memory = document["memory_bytes"]
     lines = [
         f"{one['input']}: {one['width']}x{one['height']} -> {one['output_width']}x{one['output_height']}, "
-        f"{one['tiles']} tiles, {_time(one)}"
+        f"{counted(one['tiles'], 'tile')}, {_time(one)}"
         for one in document["images"]
     ]
     tile = f"tiles of {document['tile']}" if document["tile"] else "whole images"
     lines.append(
-        f"in all {len(lines)} images, {document['tiles']} tiles ({tile}) on {document['device']}, "
-        f"{_time(document)}, {document['disk_bytes'] / 1e6:.0f} MB of disk, "
+        f"in all {counted(len(lines), 'image')}, {counted(document['tiles'], 'tile')} ({tile}) "
+        f"on {document['device']}, {_time(document)}, {document['disk_bytes'] / 1e6:.0f} MB of disk, "
         + (f"{memory / 1e6:.0f} MB of memory beyond the models" if memory else "memory unknown")
     )
     if "refine" in document:
@@ -97,6 +98,8 @@ def _time(document: dict[str, Any]) -> str:
     if document["seconds"] is None:
         return "time unknown"
     low, high = document["seconds_low"], document["seconds_high"]
+    if high < 0.1:
+        return "less than 0.1 s"
     digits = 1 if high < 10 else 0
     return f"about {low:.{digits}f} to {high:.{digits}f} s as this machine is loaded now"
 

@@ -109,14 +109,20 @@ def test_a_folder_of_images_as_an_expert(tmp_path: Path, expert: Path) -> None:
         np.testing.assert_array_equal(pixels(tmp_path / "out" / path.name), pixels(tmp_path / "theirs" / path.name))
 
 
-def test_dry_run_writes_nothing(tmp_path: Path, expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(tmp_path: Path, expert: Path, capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
     save_photos(tmp_path / "in")
+    caplog.set_level("INFO")
     words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "--dry-run", "--json", "-t", "0"]
     assert alone(expert, *words) == DONE
     document = json.loads(capsys.readouterr().out)
     assert document["tiles"] == 3
     assert document["seconds"] > 0
     assert document["disk_bytes"] > 0
+    words.remove("--json")
+    assert alone(expert, *words) == DONE
+    assert "in all 3 images, 3 tiles (whole images) on cpu, " in caplog.text
+    assert alone(expert, "-i", tmp_path / "in" / "image0.png", *words[2:]) == DONE
+    assert "in all 1 image, 1 tile (whole images) on cpu, " in caplog.text
     assert not (tmp_path / "out").exists()
 
 

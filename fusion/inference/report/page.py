@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from imaging.names import counted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -115,7 +117,7 @@ def _section(one: ReportImage, number: int) -> str:
         sliders += [] if fused is None else [_strength(one.manifest)]
         sliders += [_guard(one.guard)] if one.guard else []
     experts = {name: picture for name, picture in one.pictures.items() if name not in ("fused", "refined")}
-    facts = f"{width}&times;{height}, {one.seen['tiles']} tiles, {one.seen['seconds']:.2f} s"
+    facts = f"{width}&times;{height}, {counted(one.seen['tiles'], 'tile')}, {one.seen['seconds']:.2f} s"
     facts += ", made by an earlier run" if one.earlier else ""
     figures = [_figure(picture, name) for name, picture in experts.items()] if len(experts) > 1 or one.plan else []
     level = _level_weights(one.maps)
