@@ -59,7 +59,7 @@ NETWORKS = {
 }
 
 
-@goes_on_by("--resume auto")
+@goes_on_by("--resume auto", "the last checkpoint, if there is one")
 def main(arguments: Sequence[str]) -> int:
     """Parse, build, call."""
     words = _parser().parse_args(arguments)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_tools.format.location import parse_location
+from cache_tools.format.location import parse_location, parse_target
 from cache_tools.format.schema import PROFILES
 from cache_tools.storage.item_cache import add_local_cache_arguments
 from cache_tools.write.recipe import ExtractSettings, keeps_features
@@ -91,19 +91,19 @@ def _add_transfers(commands: Commands[CommandParser]) -> None:
     push.add_argument("address", type=parse_location)
     pull = _command(commands, "pull", "copy a cache from object storage into a folder; resumable")
     pull.add_argument("address", type=parse_location)
-    pull.add_argument("cache", type=parse_location)
+    pull.add_argument("cache", type=parse_target)
 
 
 def _add_merge(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "merge", "unite shards of one recipe, or join different experts over the same images")
     _cache_argument(parser, "caches", nargs="+")
-    parser.add_argument("--out", type=parse_location, required=True)
+    parser.add_argument("--out", type=parse_target, required=True)
 
 
 def _add_repack(commands: Commands[CommandParser]) -> None:
     parser = _command(commands, "repack", "rewrite in a smaller profile, with fewer experts or other compression")
     _cache_argument(parser)
-    parser.add_argument("--out", type=parse_location, required=True)
+    parser.add_argument("--out", type=parse_target, required=True)
     parser.add_argument("--profile", choices=list(PROFILES))
     parser.add_argument("--experts", type=_names, help="experts to keep, in order: a,b,c")
     parser.add_argument("--compress", choices=("none", "gzip", "zstd"))
@@ -116,7 +116,7 @@ def _add_imports(commands: Commands[CommandParser]) -> None:
     _image_options(images, profile="images")
     tensors = _command(commands, "import-pt", "per-image .pt files (lr, hr, expert_imgs, expert_feats) -> a cache")
     tensors.add_argument("folder", type=Path)
-    tensors.add_argument("--out", type=parse_location, required=True)
+    tensors.add_argument("--out", type=parse_target, required=True)
     _format_options(tensors, "compact")
 
 
@@ -140,7 +140,7 @@ def _add_bench(commands: Commands[CommandParser]) -> None:
 def _image_options(parser: argparse.ArgumentParser, profile: str = "compact") -> None:
     parser.add_argument("--hr", type=Path, help="folder of high-resolution images")
     parser.add_argument("--lr", type=Path, help="folder of low-resolution images; without it they are made from HR")
-    parser.add_argument("--out", type=parse_location, required=True, help="the cache's folder, or s3://BUCKET/CACHE")
+    parser.add_argument("--out", type=parse_target, required=True, help="the cache's folder, or s3://BUCKET/CACHE")
     _format_options(parser, profile)
     parser.add_argument("--no-features", action="store_true", help="SR images only (the profile `images`)")
     parser.add_argument(

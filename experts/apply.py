@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from imaging.files import list_images, read_picture, write_picture
+from imaging.files import in_words, list_images, list_others, read_picture, write_picture
 from imaging.refusal import Refusal
 from imaging.resize import resize_bicubic
 
@@ -23,6 +23,8 @@ def apply(expert: Expert, source: Path, folder: Path) -> tuple[list[Path], list[
     """Run the expert on every image of `source`; return the files written and the refusals met."""
     inputs = list_images(source) if source.is_dir() else [source]
     root = source if source.is_dir() else source.parent
+    if source.is_dir() and (others := list_others(source)):
+        log.warning("%s", in_words(others, source))
     written: list[Path] = []
     refused: list[str] = []
     for path in tqdm(inputs, desc=expert.name, unit="image"):

@@ -52,19 +52,21 @@ def commit(temporary: Path, final: Path) -> None:
 
 def require_writable(folder: Path, *, make: bool = False) -> None:
     """Refuse, before any work, a folder that cannot be written to or made; nothing is left, with `make` the folder."""
-    existing = folder
+    existing, cure = folder, "choose another place, or correct its permissions"
     try:
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
+        if existing.is_file():
+            raise Refusal(f"cannot be written to: {existing} is a file, not a folder", where=folder, cure=cure)
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
         # A real file, since permission bits do not tell of read-only file systems.
         probe = temporary_path(existing / "write-test")
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        cure = "choose another place, or correct its permissions"
-        raise Refusal(f"cannot be written to ({existing}: {error.strerror})", where=folder, cure=cure) from None
+        reason = f"cannot be written to (no file can be made in {existing}: {error.strerror})"
+        raise Refusal(reason, where=folder, cure=cure) from None
 
 
 def write_bytes(final: Path, data: bytes) -> None:

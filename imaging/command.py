@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,9 @@ class CommandParser(argparse.ArgumentParser):
         used = self._in_use()  # what a subcommand does not know is refused by the parser above it
         options = [*used._option_string_actions, *self._option_string_actions]
         close = closest(words.split("=")[0].split(" ")[0], options) if unknown else None
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice is not None:
+            close = closest(choice[1], [word.strip(" '") for word in choice[2].split(",")])
         cure = f"did you mean {close}?" if close else f"`{used.prog} --help` lists what there is"
         raise Refusal(message, where=used.prog, cure=cure)
 
@@ -71,12 +75,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def goes_on_by(words: str) -> Generator[None]:
+def goes_on_by(words: str, place: str = "what was finished") -> Generator[None]:
     """Round a command, or as its decorator: what the user is told when it is interrupted."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(words) from interrupt
+        raise Interrupted(f"{words} goes on from {place}") from interrupt
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +95,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
         print(f"refused: {refusal}", file=sys.stderr)
         return REFUSED
     except Interrupted as interrupted:
-        print(f"interrupted: what was finished is kept, and {interrupted} goes on from there", file=sys.stderr)
+        print(f"interrupted: {interrupted}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted: no half-written file is left", file=sys.stderr)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator
 
+from imaging.atomic import require_writable
+from imaging.names import LONGEST
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -19,9 +22,9 @@ _FILE = "file://"
 def parse_location(text: str | Path) -> Path | str:
     """`s3://bucket/cache` stays text without a slash at its end; everything else, `file://` too, is a path."""
     if isinstance(text, Path) or _MARK not in text:
-        return Path(text)
+        return _local(Path(text))
     if text.startswith(_FILE):
-        return Path(text.removeprefix(_FILE))
+        return _local(Path(text.removeprefix(_FILE)))
     protocol, _, place = text.partition(_MARK)
     if "@" in place.partition("/")[0] or "?" in place:
         cure = "set the credentials in the environment; addresses are written into records and logs"
@@ -29,6 +32,21 @@ def parse_location(text: str | Path) -> Path | str:
     if not place.strip("/"):
         raise Refusal("names no bucket", where=text, cure=f"write {protocol}{_MARK}BUCKET/CACHE")
     return f"{protocol}{_MARK}{place.strip('/')}"
+
+
+def parse_target(text: str) -> Path | str:
+    """As `parse_location`, for a cache to be written: refused before the work where that cannot be."""
+    location = parse_location(text)
+    if isinstance(location, Path):
+        require_writable(location)
+    return location
+
+
+def _local(path: Path) -> Path:
+    if any(len(os.fsencode(part)) > LONGEST for part in path.parts):
+        cure = "choose a shorter one"
+        raise Refusal(f"has a name of more than {LONGEST} bytes, which no file system takes", where=path, cure=cure)
+    return path
 
 
 def is_address(location: Path | str) -> TypeIs[str]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from imaging.files.foreign import ANIMATION_CURE
+from imaging.names import counted
 from imaging.paths import refuse_address
 from imaging.refusal import Refusal
 
@@ -25,7 +26,7 @@ def in_words(others: list[Path], folder: Path) -> str:
     names = ", ".join(str(path.relative_to(folder)) for path in others[:_NAMED])
     more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
     kinds = ", ".join(sorted(SUFFIXES))
-    line = f"{folder}: {len(others)} files are not read, being none of {kinds}: {names}{more}"
+    line = f"{folder}: {counted(len(others), 'file')} not read, being none of {kinds}: {names}{more}"
     moving = any(path.suffix.lower() in _MOVING for path in others)
     return f"{line}; of an animation or video: {ANIMATION_CURE}" if moving else line
 

@@ -130,10 +130,12 @@ def test_run_upscales_a_folder_and_lists_what_it_could_not(
     for name in ("a.png", "sub/b.jpg"):
         Image.new("RGB", (7, 5), (10, 200, 30)).save(source / name)
     (source / "broken.png").write_bytes(b"not an image")
+    (source / "moving.gif").write_bytes(b"GIF89a")
     assert run("run", path, "-i", source, "-o", tmp_path / "out", "--json") == 1
     done = json.loads(capsys.readouterr().out)
     assert len(done["refused"]) == 1
     assert "broken.png" in done["refused"][0]
+    assert "1 file not read" in caplog.text and "moving.gif" in caplog.text
     with Image.open(tmp_path / "out" / "sub" / "b.png") as picture:
         assert picture.size == (28, 20)
     assert run("run", path, "-i", source / "a.png", "-o", source) == 1

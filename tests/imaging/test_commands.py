@@ -38,6 +38,8 @@ def test_a_mistyped_option_is_one_line_with_the_right_one(capsys: pytest.Capture
     assert "; `python -m imaging downscale --help` lists what there is" in capsys.readouterr().err
     assert run("downscale", "pack", "b", "--limit", "5") == command.REFUSED  # and a folder's name is no command
     assert "did you mean" not in capsys.readouterr().err
+    assert run("smaples", "x") == command.REFUSED
+    assert "did you mean samples?" in capsys.readouterr().err
     assert run("pack") == command.REFUSED
     (line,) = capsys.readouterr().err.splitlines()
     assert "required: FOLDER, --to; `python -m imaging pack --help`" in line

@@ -220,7 +220,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(interrupt, []) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted: no half-written file is left\n"
     assert run(goes_on_by("--more")(interrupt), []) == INTERRUPTED
-    assert capsys.readouterr().err == "interrupted: what was finished is kept, and --more goes on from there\n"
+    assert capsys.readouterr().err == "interrupted: --more goes on from what was finished\n"
 
 
 def test_json_is_one_document_without_nan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_interruption_removes_the_current_file_and_the_next_run_resumes(
         patch.setattr(pipeline, "run_tile", interrupted)
         assert alone(expert, *words) == INTERRUPTED
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"image0.png", "image0.png.json"}
-    assert "what was finished is kept, and --skip-existing goes on from there" in capsys.readouterr().err
+    assert "interrupted: --skip-existing goes on from what was finished" in capsys.readouterr().err
     assert alone(expert, *words) == DONE
     document = json.loads(capsys.readouterr().out)
     assert len(document["skipped"]) == 1

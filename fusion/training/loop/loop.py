@@ -19,6 +19,7 @@ from fusion.training.loop.step import StepResult, take_step
 from fusion.training.losses.curriculum import losses_of
 from fusion.training.sources.degraded import refuse_for_fusion
 from fusion.training.sources.loader import Waiting, stream
+from imaging.atomic import require_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 def train(settings: TrainSettings, make_task: Callable[[int, int], Task], *, resume: bool = False) -> dict[str, Any]:
     """Build the task by `make_task(rank, world)`, run to the last step, return the summary."""
     refuse_missing(settings)
+    require_writable(settings.run)
     refuse_for_fusion(settings)
     accelerator = open_accelerator(settings)
     losses = losses_of(settings).to(accelerator.device)

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cache_tools.read.reader import drawn
+from fusion.training.judge.gate import FEWEST_IMAGES
 from fusion.training.sources.augment import Augmentation, fitted
 from fusion.training.sources.batch import TrainBatch
 from fusion.training.sources.degraded import CONTEXT, degraded_crop, degraded_image, mixed
@@ -165,8 +166,13 @@ def whole(pair: Pair) -> TrainBatch:
 
 
 def hold_out_cure(count: int) -> str:
-    """A number of images to hold out that `count` of them allow: a fifth, of which two halves can be made."""
-    return "use at least 4 images" if count < 4 else f"for example data.hold_out={max(2, count // 5)}"
+    """A number of images to hold out that `count` of them allow: a fifth, or what the gate of a fusion needs."""
+    if count < 4:
+        return "use at least 4 images"
+    enough = 2 * FEWEST_IMAGES  # one half chooses the weights, the other judges
+    if count < 2 * enough:
+        return f"for example data.hold_out={max(2, count // 5)}; no fusion passes its gate on fewer than {2 * enough}"
+    return f"for example data.hold_out={max(enough, count // 5)}"
 
 
 def held_out_indices(names: Sequence[str], hold_out: int, seed: int | None = None) -> list[int]:
