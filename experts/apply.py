@@ -35,11 +35,10 @@ def apply(expert: Expert, source: Path, folder: Path) -> tuple[list[Path], list[
                 raise Refusal(f"its output would overwrite {target.name}", where=path, cure="rename it or the folder")
             picture = read_picture(path)
             output = expert.run(picture.rgb_CHW[None], [item.as_posix()])
-            height, width = output.sr_BCHW.shape[-2:]
-            alpha_HW = None
-            if picture.alpha_HW is not None:  # bicubic, as infer.py enlarges it
-                alpha_HW = resize_bicubic(picture.alpha_HW[None, None], size=(height, width))[0, 0]
-            write_picture(target, output.sr_BCHW, depth=picture.depth, alpha=alpha_HW, icc=picture.icc)
+            alpha = picture.alpha_HW
+            if alpha is not None:  # bicubic, as infer.py enlarges it
+                alpha = resize_bicubic(alpha[None, None], scale=expert.identity.scale)
+            write_picture(target, output.sr_BCHW, depth=picture.depth, alpha=alpha, icc=picture.icc)
         except Refusal as refusal:
             log.error("%s", refusal)
             refused.append(str(refusal))

@@ -28,12 +28,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class InvalidSetting(Refusal):
-    """A value or name that the settings do not take, with its `place` as an override has it."""
-
-    place = ""
-
-
 S = TypeVar("S", bound=Settings)
 
 
@@ -42,11 +36,7 @@ def load_settings(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S
     document = read_yaml(path)
     for override in overrides:
         _override(document, override)
-    try:
-        return parse_settings(kind, document, where=str(path))
-    except InvalidSetting as refusal:
-        typed = any(f"{refusal.place}.".startswith(f"{override.partition('=')[0]}.") for override in overrides)
-        raise Refusal(refusal.what, where="command line" if typed else refusal.where, cure=refusal.cure) from None
+    return parse_settings(kind, document, where=str(path), overrides=overrides)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -87,8 +77,11 @@ def _has_an_end(document: object) -> bool:
     return True
 
 
-def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
-    """A plain mapping -> `kind`; the first thing wrong is refused with its place and the nearest right name."""
+def parse_settings(kind: type[S], document: Any, *, where: str, overrides: Sequence[str] = ()) -> S:
+    """A plain mapping -> `kind`; the first thing wrong is refused with its place and the nearest right name.
+
+    `where` it came from, but for what `overrides` of the command line have put there.
+    """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
@@ -97,13 +90,12 @@ def parse_settings(kind: type[S], document: Any, *, where: str) -> S:
         first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         # Of a value that may be of several types, pydantic names the type as well: `features.literal['taps','none']`.
         place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+        if any(f"{place}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
+            where = "command line"
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]))
-            invalid = InvalidSetting(f"unknown setting '{place}'", where=where, cure=hint)
-        else:
-            invalid = InvalidSetting(f"setting '{place}': {first['msg']}", where=where, cure="correct that value")
-        invalid.place = place
-        raise invalid from None
+            raise Refusal(f"unknown setting '{place}'", where=where, cure=hint) from None
+        raise Refusal(f"setting '{place}': {first['msg']}", where=where, cure="correct that value") from None
 
 
 def _override(document: dict[str, Any], override: str) -> None:

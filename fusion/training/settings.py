@@ -15,6 +15,18 @@ from imaging.settings import Settings, read_yaml
 
 Share = float  # of the run or of the samples, in [0, 1]
 
+FEWEST_IMAGES = 5  # that a gate takes: of one image, any gain would have an interval of zero width
+
+
+def hold_out_cure(count: int) -> str:
+    """A number of images to hold out that `count` of them allow: a fifth, or what the gate of a fusion needs."""
+    if count < 4:
+        return "use at least 4 images"
+    enough = 2 * FEWEST_IMAGES  # one half chooses the weights, the other judges
+    if count < 2 * enough:
+        return f"for example data.hold_out={max(2, count // 5)}; no fusion passes its gate on fewer than {2 * enough}"
+    return f"for example data.hold_out={max(enough, count // 5)}"
+
 
 class DataSettings(Settings):
     """Images or cache, and how crops are cut. `patch` counts LR pixels, `batch` is global: over all processes.

@@ -151,7 +151,7 @@ def test_run_keeps_transparency(tmp_path: Path, capsys: Capsys) -> None:
     picture.convert("LA").save(tmp_path / "in" / "b.png")
     assert run("run", path, "-i", tmp_path / "in", "-o", tmp_path / "out") == 0
     assert capsys.readouterr().out == f"2 images written to {tmp_path / 'out'}, 0 refused\n"
-    # Pillow's bicubic is another cubic and overshoots otherwise: equal where four pixels around are.
+    # However it is interpolated, it is equal where all pixels around are.
     theirs = np.asarray(picture.getchannel("A").resize((32, 24), Image.Resampling.NEAREST))
     for name in ("a.png", "b.png"):
         with Image.open(tmp_path / "out" / name) as written:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fusion.training.settings import FEWEST_IMAGES
 from fusion.training.sources.sampling import Purpose, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from fusion.training.sources.batch import TrainBatch
-
-FEWEST_IMAGES = 5  # a bootstrap of fewer is meaningless: with one image, any gain would have an interval of zero width
 
 
 def half_of(batches: Iterable[TrainBatch], image_of: Callable[[str], str], which: int) -> Iterator[TrainBatch]:

@@ -10,9 +10,9 @@ from cache_tools.read.reader import CacheReader, FusionBatch, dequantize, split_
 from cache_tools.storage.open import store_at
 from fusion.network.base.fit import BORDER
 from fusion.network.settings import ExpertSlot
+from fusion.training.settings import hold_out_cure
 from fusion.training.sources.augment import refuse_for_cache
 from fusion.training.sources.batch import TrainBatch
-from fusion.training.sources.folder import hold_out_cure
 from imaging.dihedral import VARIANTS
 from imaging.refusal import Refusal
 from imaging.scale import SCALE

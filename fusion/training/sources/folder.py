@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cache_tools.read.reader import drawn
-from fusion.training.judge.gate import FEWEST_IMAGES
+from fusion.training.settings import hold_out_cure
 from fusion.training.sources.augment import Augmentation, fitted
 from fusion.training.sources.batch import TrainBatch
 from fusion.training.sources.degraded import CONTEXT, degraded_crop, degraded_image, mixed
@@ -163,16 +163,6 @@ def whole(pair: Pair) -> TrainBatch:
     """One whole image as a batch of one, float32 on the CPU."""
     cpu = torch.device("cpu")
     return TrainBatch((pair.item,), as_float(pair.lr_CHW[None], cpu), as_float(pair.hr_CHW[None], cpu))
-
-
-def hold_out_cure(count: int) -> str:
-    """A number of images to hold out that `count` of them allow: a fifth, or what the gate of a fusion needs."""
-    if count < 4:
-        return "use at least 4 images"
-    enough = 2 * FEWEST_IMAGES  # one half chooses the weights, the other judges
-    if count < 2 * enough:
-        return f"for example data.hold_out={max(2, count // 5)}; no fusion passes its gate on fewer than {2 * enough}"
-    return f"for example data.hold_out={max(enough, count // 5)}"
 
 
 def held_out_indices(names: Sequence[str], hold_out: int, seed: int | None = None) -> list[int]:

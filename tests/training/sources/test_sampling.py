@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.training.settings import AugmentSettings
+from fusion.training.settings import AugmentSettings, hold_out_cure
 from fusion.training.sources.augment import Augmentation, dihedral
-from fusion.training.sources.folder import FolderSource, held_out_indices, hold_out_cure
+from fusion.training.sources.folder import FolderSource, held_out_indices
 from fusion.training.sources.sampling import Purpose, draw, samples_of_step
 from imaging.refusal import Refusal
 from imaging.resize import downscale
