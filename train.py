@@ -14,8 +14,8 @@ from cache_tools.format.location import is_address, parse_location
 from cache_tools.storage.item_cache import add_local_cache_arguments, set_local_cache
 from experts.catalog import load_catalog
 from experts.check import seconds_per_pixel
-from experts.loading.edsr import EDSR
 from experts.loading.student import build_architecture, open_student
+from experts.native.edsr import EDSR
 from experts.native.freqnet import FreqNet
 from experts.native.msg import MSG
 from experts.native.ssm import SSM

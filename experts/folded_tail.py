@@ -8,13 +8,13 @@ layers themselves are run. Legend: B batch, C features, H and W of the LR image,
 from __future__ import annotations
 
 import copy
+import sys
 
 import torch
-from spandrel.architectures.RCAN import RCAN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 from imaging.layers import at_least_float32
 
 REACH = 2  # LR pixels that 3x3 convolutions at the sizes 1, 2, 4, ... s see together: 1 + 1/2 + 1/4 + ... < 2
@@ -58,8 +58,8 @@ def fold_upsampler(network: nn.Module) -> None:
     if isinstance(network, EDSR):
         network.upsample = nn.Sequential(_folded([*network.upsample, network.conv_last]))
         network.add_module("conv_last", nn.Identity())
-    elif isinstance(network, RCAN) and network.downscale_factor == 1:
-        upsampler, last = network.tail.children()
+    elif _is_rcan(network) and getattr(network, "downscale_factor", 1) == 1:
+        upsampler, last = network.get_submodule("tail").children()
         network.tail = nn.Sequential(_folded([*upsampler.children(), last]))
 
 
@@ -72,8 +72,14 @@ def unfold_upsampler(network: nn.Module) -> None:
     if isinstance(network, EDSR):
         network.upsample = nn.Sequential(*upsampler)
         network.add_module("conv_last", last)
-    elif isinstance(network, RCAN):
+    else:
         network.tail = nn.Sequential(nn.Sequential(*upsampler), last)
+
+
+def _is_rcan(network: nn.Module) -> bool:
+    """Of spandrel's class, whose module is there if a network of it is: importing it anew takes two seconds."""
+    module = sys.modules.get("spandrel.architectures.RCAN")
+    return module is not None and isinstance(network, module.RCAN)
 
 
 def _folded(layers: list[nn.Module]) -> FoldedTail:

@@ -9,7 +9,7 @@ from spandrel.architectures.DRCT import DRCT
 from spandrel.architectures.GRL import GRL
 from spandrel.architectures.HAT import HAT
 
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, Padding, Tap, WeightsSource
 from imaging.files import read_rgb, write_picture

@@ -24,7 +24,7 @@ from benchmarks.cache.networks import write_photographs
 from cache_tools.write.extract import extract
 from cache_tools.write.recipe import ExtractSettings
 from experts.catalog import built_in_catalog
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 from experts.open import open_experts
 from imaging.paths import ROOT
 from imaging.refusal import Refusal

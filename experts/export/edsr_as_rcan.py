@@ -14,7 +14,7 @@ from spandrel.architectures.RCAN import RCAN
 from torch import nn
 
 if TYPE_CHECKING:
-    from experts.loading.edsr import EDSR
+    from experts.native.edsr import EDSR
 
 LARGE = 2.0**17  # a power of 2 rounds nothing; what is added is then below float32's rounding of an image
 OPEN = 30.0  # a sigmoid of this is 1 in float32

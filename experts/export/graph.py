@@ -13,8 +13,8 @@ from torch import nn
 from experts.call import call_plainly, without_meshgrid_warning
 from experts.export.hit_graph import followable_hit
 from experts.export.native_graph import NativeGraph
-from experts.loading.hit import HiTSRF
 from experts.native.base import NativeNetwork
+from experts.native.hit import HiTSRF
 from experts.spec import Padding
 from experts.tap import as_maps, tapped
 from imaging.onnx_graph.join import DATA, FEATURES, OUTPUT, Part, join

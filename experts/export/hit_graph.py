@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from experts.loading.hit import Block, HiTSRF
+from experts.native.hit import Block, HiTSRF
 
 if TYPE_CHECKING:
     from torch import Tensor

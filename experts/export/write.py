@@ -18,11 +18,11 @@ from experts.export.forms import ENDINGS
 from experts.export.graph import expert_graph
 from experts.export.ncnn_files import write_ncnn
 from experts.folded_tail import unfold_upsampler
-from experts.loading.edsr import EDSR
 from experts.loading.load import load_network
 from experts.loading.onnx_network import OnnxNetwork
 from experts.loading.student import is_plain
 from experts.loading.weights import ARCHITECTURE_KEY, HYPERPARAMETERS_KEY, read_state_file
+from experts.native.edsr import EDSR
 from experts.run import NetworkExpert
 from experts.spec import ExpertSpec, WeightsSource
 from imaging.atomic import atomic_path

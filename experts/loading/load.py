@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from spandrel import MAIN_REGISTRY, ArchRegistry, ArchSupport, ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
 from experts.call import without_meshgrid_warning
 from experts.loading.code import load_code_network
-from experts.loading.edsr import EDSRArch
-from experts.loading.hit import HiTSRFArch
-from experts.loading.loaded import LoadedNetwork, key_trouble
+from experts.loading.loaded import LoadedNetwork, Recognised, key_trouble
 from experts.loading.weights import ARCHITECTURE_KEY, StateFile, header_hyperparameters
-from experts.native.architectures import native_architectures
+from experts.native.architectures import find_own
 from experts.spec import Padding
 from imaging.refusal import Refusal
 from imaging.scale import SCALES
@@ -33,15 +29,6 @@ log = logging.getLogger(__name__)
 RANDOM_ARCHITECTURES = ("AuraSR",)
 
 
-@lru_cache(maxsize=1)
-def registry() -> ArchRegistry:
-    """spandrel's architectures and ours; spandrel's own registry stays as it is."""
-    ours = MAIN_REGISTRY.copy()
-    for architecture in (EDSRArch(), HiTSRFArch(), *native_architectures()):
-        ours.add(ArchSupport.from_architecture(architecture))
-    return ours
-
-
 @without_meshgrid_warning()
 def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False) -> LoadedNetwork:
     """Tensors -> the network they belong to, every key matched, every value finite, the scale right, frozen."""
@@ -50,41 +37,42 @@ def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False
         loaded = load_code_network(state, spec, spec.code, trust=trust_code)
         _require_agreement(state, "parameter count", spec.parameters, loaded.parameters)
         return loaded
-    descriptor = _detect_and_load(state)
-    architecture = str(descriptor.architecture.id)
-    _require_agreement(state, "architecture", spec.architecture or state.header.get(ARCHITECTURE_KEY), architecture)
-    if architecture in RANDOM_ARCHITECTURES:
+    found = _recognise(state)
+    _require_agreement(
+        state, "architecture", spec.architecture or state.header.get(ARCHITECTURE_KEY), found.architecture
+    )
+    if found.architecture in RANDOM_ARCHITECTURES:
         cure = "use another network"
-        raise Refusal(f"{architecture} gives another image in every run", where=state.path, cure=cure)
-    if descriptor.scale not in SCALES:
-        raise Refusal(f"scale is {descriptor.scale}", where=state.path, cure="use a model of 2x, 3x or 4x")
-    _require_agreement(state, "input channels", 3, descriptor.input_channels)
-    _require_agreement(state, "output channels", 3, descriptor.output_channels)
-    network = _as_specified(descriptor.model, {**header_hyperparameters(state), **spec.hyperparameters}, state)
+        raise Refusal(f"{found.architecture} gives another image in every run", where=state.path, cure=cure)
+    if found.scale not in SCALES:
+        raise Refusal(f"scale is {found.scale}", where=state.path, cure="use a model of 2x, 3x or 4x")
+    _require_agreement(state, "input channels", 3, found.input_channels)
+    _require_agreement(state, "output channels", 3, found.output_channels)
+    network = _as_specified(found.network, {**header_hyperparameters(state), **spec.hyperparameters}, state)
     parameters = sum(p.numel() for p in network.parameters())
     _require_agreement(state, "parameter count", spec.parameters, parameters)
     network.eval().requires_grad_(requires_grad=False)
-    sizes = descriptor.size_requirements
-    _require_agreement(state, "need of square images", False, sizes.square)
     # Networks that pad to their window themselves give features of the padded size: the runner pads before them.
     window = getattr(network, "hyperparameters", {}).get("window_size")
-    multiple = math.lcm(max(1, sizes.multiple_of), window if isinstance(window, int) else 1)
-    padding = Padding(multiple=multiple, minimum=max(1, sizes.minimum))
-    # Private, but spandrel's public way to the same function clamps the image.
-    call = descriptor._call_fn  # pyright: ignore[reportPrivateUsage]
-    return LoadedNetwork(network, architecture, parameters, padding, call, scale=descriptor.scale)
+    multiple = math.lcm(found.padding.multiple, window if isinstance(window, int) else 1)
+    padding = found.padding.model_copy(update={"multiple": multiple})
+    return LoadedNetwork(network, found.architecture, parameters, padding, found.call, scale=found.scale)
 
 
-def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:
-    """spandrel recognises the architecture by the keys and loads them strictly."""
+def _recognise(state: StateFile) -> Recognised:
+    """Its keys tell the network, and it takes them strictly."""
     try:
-        descriptor = ModelLoader(registry=registry()).load_from_state_dict(dict(state.tensors))
-    except UnsupportedModelError:
-        raise Refusal(
-            "no known architecture has these keys",
-            where=state.path,
-            cure="name the code that builds it as code:net.py:Net:FILE, or put its output images in as images:FOLDER",
-        ) from None
+        own = find_own(state.tensors)
+        if own is not None:
+            built = own.build(dict(state.tensors))
+            built.network.load_state_dict(built.tensors)
+            channels, padding = (built.input_channels, built.output_channels), Padding(multiple=built.multiple)
+            return Recognised(built.network, own.name, built.scale, *channels, padding)
+        from experts.loading.spandrel_registry import recognise_with_spandrel  # two seconds, with torchvision
+
+        return recognise_with_spandrel(state)
+    except Refusal:
+        raise
     except RuntimeError as error:
         raise Refusal(key_trouble(error), where=state.path, cure="give the complete, unchanged weights file") from None
     except KeyError as error:
@@ -94,10 +82,6 @@ def _detect_and_load(state: StateFile) -> ImageModelDescriptor[Any]:
         first = str(error).splitlines()[0][:160] if str(error) else "no reason given"
         trouble = f"the settings that its tensors' shapes imply make no network ({type(error).__name__}: {first})"
         raise Refusal(trouble, where=state.path, cure="give the complete, unchanged weights file") from error
-    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose not in ("SR", "Restoration"):
-        what = f"is a {descriptor.purpose} model of architecture {descriptor.architecture.id}"
-        raise Refusal(what, where=state.path, cure="experts must be image super-resolution models")
-    return descriptor
 
 
 def _as_specified(network: nn.Module, wanted: dict[str, Any], state: StateFile) -> nn.Module:

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Recognised:
+    """A network with a file's tensors, as the keys alone tell it: not yet held against what is wanted of it."""
+
+    network: nn.Module
+    architecture: str
+    scale: int
+    input_channels: int
+    output_channels: int
+    padding: Padding
+    call: NetworkCall = call_plainly
+
+
+@dataclass(frozen=True)
 class LoadedNetwork:
     """A frozen network in eval mode and what is known of it.
 

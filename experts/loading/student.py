@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from spandrel import MAIN_REGISTRY
 from torch import nn
 
 from experts.loading.load import load_network
@@ -52,6 +51,8 @@ class TrainableNetwork:
 
 def build_architecture(name: str, settings: Mapping[str, Any], seed: int, scale: int = SCALE) -> TrainableNetwork:
     """spandrel's class of that name, of this scale, with seeded random weights."""
+    from spandrel import MAIN_REGISTRY  # two seconds, with torchvision: own networks need none of it
+
     known = [str(one.architecture.id) for one in MAIN_REGISTRY.architectures()]
     if name not in known:
         raise Refusal(f"unknown network '{name}'", where="network.name", cure=nearest(name, known))

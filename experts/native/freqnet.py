@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from spandrel.util import store_hyperparameters
 from torch import nn
 
 from experts.native.base import NativeNetwork
@@ -20,6 +19,7 @@ from experts.native.blocks.split import Splitter, make_splitter
 from experts.native.blocks.upsample import Upsampler, make_upsampler
 from experts.native.blocks.window_attention import WindowBlock
 from experts.native.dual_path import DualPath, Level, UpLevel, run_block
+from experts.native.recognise import stores_hyperparameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ class RoutedBottleneck(nn.Module):
         return x_BCHW, balances
 
 
-@store_hyperparameters()
+@stores_hyperparameters
 class FreqNet(NativeNetwork):
     """Input and output RGB, nominally in [0, 1].
 

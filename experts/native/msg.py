@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from spandrel.util import store_hyperparameters
 from torch import nn
 
 from experts.native.base import NativeNetwork
@@ -21,6 +20,7 @@ from experts.native.blocks.state_space import StateSpaceMixer
 from experts.native.blocks.upsample import Upsampler, make_upsampler
 from experts.native.blocks.window_attention import LinearMixer, WindowBlock
 from experts.native.dual_path import DualPath, Level, UpLevel
+from experts.native.recognise import stores_hyperparameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Join(nn.Module):
         return self.block(low_BCHW), []
 
 
-@store_hyperparameters()
+@stores_hyperparameters
 class MSG(NativeNetwork):
     """Input and output RGB, nominally in [0, 1].
 

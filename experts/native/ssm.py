@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from spandrel.util import store_hyperparameters
 from torch import nn
 
 from experts.native.base import NativeNetwork
@@ -23,6 +22,7 @@ from experts.native.blocks.upsample import Upsampler, make_upsampler
 from experts.native.blocks.window_attention import WindowBlock
 from experts.native.blocks.window_mixture import WindowMixture
 from experts.native.dual_path import Down, Up
+from experts.native.recognise import stores_hyperparameters
 from imaging.layers import ChannelNorm
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class TextureHead(nn.Module):
         return refined_BCHW if self.noise is None else self.noise(refined_BCHW)
 
 
-@store_hyperparameters()
+@stores_hyperparameters
 class SSM(NativeNetwork):
     """Input and output RGB, nominally in [0, 1].
 

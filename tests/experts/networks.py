@@ -32,8 +32,8 @@ from spandrel.architectures.Swin2SR import Swin2SR
 from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
 
-from experts.loading.hit import HiTSRF
 from experts.native.freqnet import FreqNet
+from experts.native.hit import HiTSRF
 from experts.native.msg import MSG
 from experts.native.ssm import SSM
 from tests.experts.parts import small_network

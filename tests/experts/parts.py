@@ -11,7 +11,7 @@ from spandrel.architectures.DRCT import DRCT
 from spandrel.architectures.GRL import GRL
 from spandrel.architectures.HAT import HAT
 
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from cache_tools.__main__ import main as cache_main
 from cache_tools.read.reader import CacheReader
 from experts.__main__ import main
 from experts.loading.find_tap import find_tap
-from experts.loading.load import registry
+from experts.loading.spandrel_registry import registry
 from experts.open import open_experts
 from experts.run import NetworkExpert
 from imaging import command

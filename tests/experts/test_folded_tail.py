@@ -12,7 +12,7 @@ from spandrel.architectures.RCAN import RCAN
 from torch.utils.flop_counter import FlopCounterMode
 
 from experts.folded_tail import fold_upsampler, unfold_upsampler
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 from experts.open import open_experts
 from imaging.device import Precision
 from tests.experts.parts import save_network

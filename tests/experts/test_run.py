@@ -13,7 +13,8 @@ from spandrel import ModelLoader
 from torch import nn
 
 from experts.catalog import built_in_catalog
-from experts.loading.load import load_network, registry
+from experts.loading.load import load_network
+from experts.loading.spandrel_registry import registry
 from experts.loading.weights import StateFile
 from experts.open import open_experts
 from experts.pad import pad_right_bottom

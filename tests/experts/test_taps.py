@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from spandrel import ModelLoader
 
 from experts.catalog import built_in_catalog
-from experts.loading.load import registry
+from experts.loading.spandrel_registry import registry
 from experts.open import open_experts
 from experts.run import NetworkExpert
 from tests.experts.networks import small

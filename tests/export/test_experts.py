@@ -12,7 +12,7 @@ from safetensors import safe_open
 from spandrel import ModelLoader
 
 from experts.catalog import load_catalog
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 from experts.open import open_expert
 from experts.spec import Padding
 from fusion.training.loop.export import export_weights

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from experts.__main__ import main
 from experts.catalog import built_in_catalog
 from experts.export.deploy import deploy
-from experts.loading.load import load_network, registry
+from experts.loading.load import load_network
+from experts.loading.spandrel_registry import registry
 from experts.loading.weights import read_state_file
 from experts.native.base import NativeNetwork
 from experts.native.blocks.multi_branch import MultiBranchConv

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from cache_tools.__main__ import main as cache_command
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 from fusion.training.loop.export import export_weights
 from fusion.training.settings import TrainSettings
 from fusion.training.tasks.networks import NetworkKind

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import StochasticDepth
 
+from experts.native.blocks.drop_path import DropPath
 from experts.native.blocks.multi_branch import MultiBranchConv
 from imaging.layers import ChannelNorm
 
@@ -107,7 +107,7 @@ class ConvGatedBlock(nn.Module):
         self.gate = LocalChannelGate(channels) if channel_gate else None
         self.norm2 = ChannelNorm(channels)
         self.pointwise = GatedConv(channels, spatial=False)
-        self.drop = StochasticDepth(drop_path, "row")
+        self.drop = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
+from experts.native.blocks.drop_path import DropPath
 from experts.native.blocks.windows import busy_windows, cut_windows, from_windows, to_windows
 from imaging.layers import ChannelNorm
 
@@ -168,7 +168,7 @@ class WindowBlock(nn.Module):
         self.mixer = mixer
         self.norm2 = ChannelNorm(channels)
         self.ffn = GatedDepthwiseFFN(channels, ratio)
-        self.drop = StochasticDepth(drop_path, "row")
+        self.drop = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor, guide_B1HW: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); the guide is the grey image at this size, for `skip_flat`."""

@@ -11,7 +11,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torchvision.transforms.functional as TF
 
 from fusion.training.sources.sampling import Purpose, draw
 from imaging.refusal import Refusal
@@ -85,6 +84,8 @@ class Augmentation:
         if chance.random() < self._settings.jitter:
             lr_CHW, hr_CHW = _jitter(_float(lr_CHW), _float(hr_CHW), chance)
         if chance.random() < self._settings.blur:
+            import torchvision.transforms.functional as TF  # two seconds: only those who blur pay them
+
             sigma = float(chance.uniform(0.2, 1.2))
             lr_CHW = TF.gaussian_blur(_float(lr_CHW), [7, 7], [sigma, sigma])
         return self._same_kind(lr_CHW, hr_CHW)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experts.loading.hit import HiTSRF
-from experts.loading.hit_correlation import Correlation
+from experts.native.hit import HiTSRF
+from experts.native.hit_correlation import Correlation
 from experts.open import open_experts
 from experts.run import NetworkExpert
 from imaging.files import read_rgb

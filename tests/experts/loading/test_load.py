@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experts.catalog import built_in_catalog
-from experts.loading.edsr import EDSR
+from experts.native.edsr import EDSR
 from experts.open import open_expert, open_experts
 from experts.run import NetworkExpert
 from imaging.refusal import Refusal

@@ -11,17 +11,18 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from spandrel import Architecture, ImageModelDescriptor, StateDict
-from spandrel.util import KeyCondition, get_seq_len, store_hyperparameters
 from torch import nn
 
-from experts.loading.hit_correlation import Correlation, over_maps
+from experts.native.hit_correlation import Correlation, over_maps
+from experts.native.recognise import Built, OwnArchitecture, sequence_length, stores_hyperparameters
 from experts.pad import mirrored_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from experts.native.recognise import Tensors
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 BASE_WINDOW = (8, 8)
@@ -83,7 +84,7 @@ class BlockGroup(nn.Module):
         return x_BHWC + over_maps(self.conv, self.residual_group.get_submodule("blocks")(x_BHWC))
 
 
-@store_hyperparameters()
+@stores_hyperparameters
 class HiTSRF(nn.Module):
     """The network under its published key names: input and output RGB, nominally in [0, 1], not clamped."""
 
@@ -130,59 +131,50 @@ class HiTSRF(nn.Module):
         return self.upsample(deep_BCHW + shallow_BCHW) / self.img_range + mean
 
 
-class HiTSRFArch(Architecture[HiTSRF]):
-    """How spandrel recognises a HiT-SRF file by its keys, and loads it."""
-
-    def __init__(self) -> None:
-        block = "layers.0.residual_group.blocks.0"
-        super().__init__(
-            id="HiT_SRF",
-            detect=KeyCondition.has_all(
-                "conv_first.weight",
-                "patch_embed.norm.weight",
-                f"{block}.correlation.qv.linear.weight",
-                f"{block}.correlation.spatial_linear.weight",
-                f"{block}.correlation.pos.pos3.2.weight",
-                f"{block}.mlp.dwconv.depthwise_conv.0.weight",
-                "conv_after_body.weight",
-                "upsample.0.weight",
-            ),
-        )
-
-    def load(self, state_dict: StateDict) -> ImageModelDescriptor[HiTSRF]:
-        """A canonical state dict -> the loaded network. The base window leaves no trace: 8x8, as published."""
-        dim, in_channels = state_dict["conv_first.weight"].shape[:2]
-        groups = range(get_seq_len(state_dict, "layers"))
-        block = "layers.{}.residual_group.blocks.{}"
-        blocks = [get_seq_len(state_dict, f"layers.{group}.residual_group.blocks") for group in groups]
-        upscale = math.isqrt(state_dict["upsample.0.weight"].shape[0] // in_channels)
-        network = HiTSRF(
-            in_chans=in_channels,
-            embed_dim=dim,
-            depths=blocks,
-            num_heads=[state_dict[f"{block.format(g, 0)}.correlation.pos.pos3.2.weight"].shape[0] for g in groups],
-            hier_win_ratios=[
-                window_ratio(state_dict[f"{block.format(0, index)}.correlation.spatial_linear.weight"], index)
-                for index in range(max(blocks))
-            ],
-            mlp_ratio=state_dict[f"{block.format(0, 0)}.mlp.fc1.weight"].shape[0] / dim,
-            upscale=upscale,
-        )
-        return ImageModelDescriptor(
-            network,
-            state_dict,
-            architecture=self,
-            purpose="Restoration" if upscale == 1 else "SR",
-            tags=[f"{dim}dim", f"{sum(blocks)}nb"],
-            supports_half=False,
-            supports_bfloat16=True,
-            scale=upscale,
-            input_channels=in_channels,
-            output_channels=in_channels,
-        )
+def build_hit(tensors: Tensors) -> Built:
+    """Tensors -> the network they imply. The base window leaves no trace: 8x8, as published."""
+    dim, in_channels = tensors["conv_first.weight"].shape[:2]
+    groups = range(sequence_length(tensors, "layers"))
+    block = "layers.{}.residual_group.blocks.{}"
+    blocks = [sequence_length(tensors, f"layers.{group}.residual_group.blocks") for group in groups]
+    upscale = math.isqrt(tensors["upsample.0.weight"].shape[0] // in_channels)
+    network = HiTSRF(
+        in_chans=in_channels,
+        embed_dim=dim,
+        depths=blocks,
+        num_heads=[tensors[f"{block.format(g, 0)}.correlation.pos.pos3.2.weight"].shape[0] for g in groups],
+        hier_win_ratios=[
+            window_ratio(tensors[f"{block.format(0, index)}.correlation.spatial_linear.weight"], index)
+            for index in range(max(blocks))
+        ],
+        mlp_ratio=tensors[f"{block.format(0, 0)}.mlp.fc1.weight"].shape[0] / dim,
+        upscale=upscale,
+    )
+    return Built(network, tensors, upscale, in_channels, in_channels)
 
 
 def window_ratio(spatial_linear: Tensor, index: int) -> float:
     """A window's side in base windows: the sum over a cell has one weight per pixel; up to a base window, one."""
     side = math.isqrt(spatial_linear.shape[1])
     return HIERARCHY[index] if side == 1 and index < len(HIERARCHY) and HIERARCHY[index] <= 1 else side
+
+
+_BLOCK = "layers.0.residual_group.blocks.0"
+HIT_FILES = OwnArchitecture(
+    "HiT_SRF",
+    layouts=(
+        frozenset(
+            (
+                "conv_first.weight",
+                "patch_embed.norm.weight",
+                f"{_BLOCK}.correlation.qv.linear.weight",
+                f"{_BLOCK}.correlation.spatial_linear.weight",
+                f"{_BLOCK}.correlation.pos.pos3.2.weight",
+                f"{_BLOCK}.mlp.dwconv.depthwise_conv.0.weight",
+                "conv_after_body.weight",
+                "upsample.0.weight",
+            )
+        ),
+    ),
+    build=build_hit,
+)

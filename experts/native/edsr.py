@@ -10,14 +10,16 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from spandrel import Architecture, ImageModelDescriptor, StateDict
-from spandrel.util import KeyCondition, get_pixelshuffle_params, get_seq_len, store_hyperparameters
 from torch import nn
+
+from experts.native.recognise import Built, OwnArchitecture, sequence_length, stores_hyperparameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from experts.native.recognise import Tensors
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
@@ -39,7 +41,7 @@ class ResidualBlock(nn.Module):
         return x_BCHW + self.res_scale * self.conv2(torch.relu(self.conv1(x_BCHW)))
 
 
-@store_hyperparameters()
+@stores_hyperparameters
 class EDSR(nn.Module):
     """The network in BasicSR's key layout: input and output RGB, nominally in [0, 1], not clamped."""
 
@@ -89,68 +91,65 @@ def _upsampling(features: int, upscale: int) -> list[nn.Module]:
     return layers
 
 
-class EDSRArch(Architecture[EDSR]):
-    """How spandrel recognises an EDSR file by its keys, and loads it."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            id="EDSR",
-            detect=KeyCondition.has_any(
-                KeyCondition.has_all(
-                    "conv_first.weight",
-                    "body.0.conv1.weight",
-                    "body.0.conv2.weight",
-                    "conv_after_body.weight",
-                    "upsample.0.weight",
-                    "conv_last.weight",
-                ),
-                KeyCondition.has_all(
-                    "sub_mean.weight",
-                    "head.0.weight",
-                    "body.0.body.0.weight",
-                    "body.0.body.2.weight",
-                    "tail.0.0.weight",
-                    "tail.1.weight",
-                    "add_mean.weight",
-                ),
-            ),
-        )
-
-    def load(self, state_dict: StateDict) -> ImageModelDescriptor[EDSR]:
-        """A canonical state dict in either layout -> the loaded network."""
-        range_and_mean: dict[str, Any] = {}
-        if "head.0.weight" in state_dict:
-            range_and_mean = read_mean_shift(state_dict)
-            state_dict = to_basicsr_layout(state_dict)
-        features, in_channels = state_dict["conv_first.weight"].shape[:2]
-        upscale, _ = get_pixelshuffle_params(state_dict, "upsample", features)
-        network = EDSR(
-            num_in_ch=in_channels,
-            num_out_ch=state_dict["conv_last.weight"].shape[0],
-            num_feat=features,
-            num_block=get_seq_len(state_dict, "body"),
-            upscale=upscale,
-            res_scale=WIDE_RES_SCALE if features == WIDE_FEATURES else 1.0,
-            **range_and_mean,
-        )
-        return ImageModelDescriptor(
-            network,
-            state_dict,
-            architecture=self,
-            purpose="SR",
-            tags=[f"{features}nf", f"{len(network.body)}nb"],
-            supports_half=False,
-            supports_bfloat16=True,
-            scale=upscale,
-            input_channels=in_channels,
-            output_channels=network.conv_last.out_channels,
-        )
+def build_edsr(tensors: Tensors) -> Built:
+    """Either layout's tensors -> the network they imply."""
+    range_and_mean: dict[str, Any] = {}
+    if "head.0.weight" in tensors:
+        range_and_mean = read_mean_shift(tensors)
+        tensors = to_basicsr_layout(tensors)
+    features, in_channels = tensors["conv_first.weight"].shape[:2]
+    out_channels, upscale = tensors["conv_last.weight"].shape[0], _scale(tensors)
+    network = EDSR(
+        num_in_ch=in_channels,
+        num_out_ch=out_channels,
+        num_feat=features,
+        num_block=sequence_length(tensors, "body"),
+        upscale=upscale,
+        res_scale=WIDE_RES_SCALE if features == WIDE_FEATURES else 1.0,
+        **range_and_mean,
+    )
+    return Built(network, tensors, upscale, in_channels, out_channels)
 
 
-def read_mean_shift(state_dict: StateDict) -> dict[str, Any]:
+def _scale(tensors: Tensors) -> int:
+    """Each convolution before a pixel shuffle gives as many features again as the shuffle makes pixels of one."""
+    shapes = [tensors[key].shape for key in tensors if re.fullmatch(r"upsample\.\d+\.weight", key)]
+    return math.prod(math.isqrt(shape[0] // shape[1]) for shape in shapes)
+
+
+EDSR_FILES = OwnArchitecture(
+    "EDSR",
+    layouts=(
+        frozenset(
+            (
+                "conv_first.weight",
+                "body.0.conv1.weight",
+                "body.0.conv2.weight",
+                "conv_after_body.weight",
+                "upsample.0.weight",
+                "conv_last.weight",
+            )
+        ),
+        frozenset(
+            (
+                "sub_mean.weight",
+                "head.0.weight",
+                "body.0.body.0.weight",
+                "body.0.body.2.weight",
+                "tail.0.0.weight",
+                "tail.1.weight",
+                "add_mean.weight",
+            )
+        ),
+    ),
+    build=build_edsr,
+)
+
+
+def read_mean_shift(tensors: Tensors) -> dict[str, Any]:
     """The original layout's `sub_mean`: RGB mean and range; anything but a plain shift is an error."""
-    weight, bias = state_dict["sub_mean.weight"].float(), state_dict["sub_mean.bias"].float()
-    back = state_dict["add_mean.bias"].float()
+    weight, bias = tensors["sub_mean.weight"].float(), tensors["sub_mean.bias"].float()
+    back = tensors["add_mean.bias"].float()
     identity = torch.eye(weight.shape[0]).view_as(weight)
     if not torch.allclose(weight, identity, atol=1e-6) or not torch.allclose(bias, -back, atol=1e-3):
         raise ValueError("sub_mean is not a plain shift by the RGB mean, or add_mean does not undo it")
@@ -169,10 +168,10 @@ _ORIGINAL_TO_BASICSR = (
 )
 
 
-def to_basicsr_layout(state_dict: StateDict) -> StateDict:
+def to_basicsr_layout(tensors: Tensors) -> Tensors:
     """Original key layout -> BasicSR's; keys that belong to neither stay, so that strict loading names them."""
-    renamed: StateDict = {}
-    for key, value in state_dict.items():
+    renamed: Tensors = {}
+    for key, value in tensors.items():
         if key.startswith(("sub_mean.", "add_mean.")):
             continue
         new_key = key
