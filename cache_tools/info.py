@@ -11,6 +11,7 @@ from cache_tools.read.reader import CacheReader
 from cache_tools.write.jobs import too_few_regions
 from cache_tools.write.space import format_bytes
 from imaging.metrics import psnr
+from imaging.names import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,17 +61,18 @@ def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
     entries = [entry for entry in entries if reader.store.header(entry.id).has_hr]
     if not entries:
         return None
-    totals = dict.fromkeys((*reader.experts, "mean of all"), 0.0)
+    names = (*reader.experts, "mean of all")
+    rows = list[list[float]]()
     for entry in tqdm(entries, "score", unit="item", disable=None):
         item = reader.read(entry.id)
         assert item.hr_BCHW is not None
-        images = [*item.sr_BECHW.unbind(1), item.sr_BECHW.mean(1)]
-        for name, image_BCHW in zip(totals, images, strict=True):
-            totals[name] += float(psnr(image_BCHW, item.hr_BCHW))
-    means = {name: total / len(entries) for name, total in totals.items()}
-    # An expert equal to HR has an infinite PSNR, which JSON cannot represent.
-    finite = {name: round(mean, 3) if math.isfinite(mean) else None for name, mean in means.items()}
-    return {"items_scored": len(entries), **finite}
+        rows.append([float(psnr(sr, item.hr_BCHW)) for sr in (*item.sr_BECHW.unbind(1), item.sr_BECHW.mean(1))])
+    # An image equal to HR (a black region of a photo) has an infinite PSNR: it is left out of all means alike.
+    scored = [row for row in rows if all(map(math.isfinite, row))] or rows
+    means = [sum(column) / len(scored) for column in zip(*scored, strict=True)]
+    # Where all are equal to HR: infinity, which JSON cannot represent.
+    finite = {name: round(mean, 3) if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}
+    return {"items_scored": len(scored), "items_left_out": len(rows) - len(scored), **finite}
 
 
 def _decibels(score: float | None) -> str:
@@ -96,7 +98,8 @@ def in_lines(info: dict[str, Any]) -> str:
             f"  {expert['precision']}  {expert['tiling']}  weights {expert['weights_sha256'][:12]}{score}"
         )
     if scores:
-        lines.append(
-            f"  plain mean of the experts {scores['mean of all']:.3f} dB (Y, over {scores['items_scored']} items)"
-        )
+        over = f"Y, over {counted(scores['items_scored'], 'item')}"
+        if scores["items_left_out"]:
+            over += f", {scores['items_left_out']} equal to HR left out"
+        lines.append(f"  plain mean of the experts {_decibels(scores['mean of all'])} ({over})")
     return "\n".join(lines)

@@ -1,14 +1,15 @@
 """`python -m fusion bench-speed --before CHECKOUT --images DIR --out FILE`: the default, then and now, in turns.
 
-Each round runs infer.py of an older checkout, of this one in fp32 and of this one as it chooses itself, on the same
-images with the same weights; what counts is the ratio of seconds of computing within a round, so that other work on the
-machine meets all alike.
+Each round runs infer.py of an older checkout, of this one in fp32, of this one as it chooses itself and, with `--also`,
+of this one with other options, on the same images. What counts is the ratio of seconds of computing within a round, so
+that other work on the machine meets all alike.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = CommandParser(prog="python -m fusion bench-speed", description=__doc__)
     parser.add_argument("--before", type=Path, required=True, metavar="CHECKOUT", help="an older checkout of this")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="LR images")
+    also = "one more row: this checkout with these options of infer.py, as in --also=--compile"
+    parser.add_argument("--also", action="append", default=[], metavar="OPTIONS", help=also)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="a Markdown file")
     words = parser.parse_args(arguments)
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         BEFORE: [words.before / "infer.py", "--precision", "fp32"],
         FP32: [ROOT / "infer.py", "--precision", "fp32"],
         AUTO: [ROOT / "infer.py"],
+        **{f"now, {options}": [ROOT / "infer.py", *options.split()] for options in words.also},
     }
     rounds = [
         {name: _seconds(program, words.images) for name, program in programs.items()} for _ in range(words.rounds)
@@ -67,16 +71,17 @@ def _seconds(program: Sequence[Path | str], images: Path) -> float:
 
 
 def _page(words: argparse.Namespace, rounds: Sequence[dict[str, float]]) -> str:
+    also = "".join(f" --also={shlex.quote(options)}" for options in words.also)
     lines = [
         f"Recorded {date.today().isoformat()}, torch {torch.__version__}, {torch.get_num_threads()} threads,",
         f"{_processor()}, by",
         "",
-        f"    python -m fusion bench-speed --before CHECKOUT --images DIR --rounds {words.rounds} --out FILE",
+        f"    python -m fusion bench-speed --before CHECKOUT --images DIR{also} --rounds {words.rounds} --out FILE",
         "",
         "| what | median seconds | times faster, median of the rounds | least | most |",
         "|---|---|---|---|---|",
     ]
-    for name in (BEFORE, FP32, AUTO):
+    for name in rounds[0]:
         ratios = np.array([one[BEFORE] / one[name] for one in rounds])
         median = np.median([one[name] for one in rounds])
         lines.append(f"| {name} | {median:.2f} | {np.median(ratios):.2f} | {ratios.min():.2f} | {ratios.max():.2f} |")

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     found = evaluate(words.sr, words.hr, space=words.space, border=words.border, lpips=words.lpips, ntire=words.ntire)
     if words.json:
         images = {name: _finite(scores) for name, scores in found.scores.items()}
-        print_json({"mean": _finite(found.means()), "images": images, "failures": found.failures})
+        document = {"mean": _finite(found.means()), "images": images, "equal_to_truth": found.equal()}
+        print_json({**document, "failures": found.failures})
     else:
         sys.stdout.write("\n".join(lines_of(found, list(found.means()))) + "\n")
         sys.stderr.write("".join(f"not scored: {line}\n" for line in found.failures))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from tqdm import tqdm
 
 from fusion.evaluation.ntire import PREFIX, SCORE, NotScoredError, ntire_measures, ntire_score
 from imaging.files import list_images, read_rgb
-from imaging.metrics import psnr, ssim
+from imaging.metrics import mean_psnr, psnr, ssim
 from imaging.metrics.perceptual import lpips_distance
+from imaging.names import counted
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple
 from imaging.scale import SCALES
@@ -39,8 +41,18 @@ class Evaluation:
     def means(self) -> dict[str, float]:
         """The average of each measure over the images; NTIRE's score is made of these averages."""
         measures = next(iter(self.scores.values()), {})
-        means = {name: sum(one[name] for one in self.scores.values()) / len(self.scores) for name in measures}
+        values = {name: [one[name] for one in self.scores.values()] for name in measures}
+        means = {name: mean_psnr(all_) if is_psnr(name) else sum(all_) / len(all_) for name, all_ in values.items()}
         return means | ({SCORE: ntire_score(means)} if any(name.startswith(PREFIX) for name in means) else {})
+
+    def equal(self) -> list[str]:
+        """Images equal to their truth, whose PSNR is infinite and in no mean."""
+        return [item for item, one in self.scores.items() if math.inf in (one[name] for name in one if is_psnr(name))]
+
+
+def is_psnr(measure: str) -> bool:
+    """Among the names of `make_measures`."""
+    return measure.startswith("psnr")
 
 
 def evaluate(
@@ -119,5 +131,6 @@ def lines_of(found: Evaluation, names: Sequence[str]) -> list[str]:
         f"{item:<{width}}" + "".join(f"{one[name]:>12.4f}" if name in one else f"{'':>12}" for name in names)
         for item, one in found.scores.items()
     ]
-    means = found.means()
-    return [head, *rows, f"{'mean':<{width}}" + "".join(f"{means[name]:>12.4f}" for name in names)]
+    means, equal = found.means(), found.equal()
+    note = [f"{counted(len(equal), 'image')} equal to the truth, not in the mean of PSNR"] if equal else []
+    return [head, *rows, f"{'mean':<{width}}" + "".join(f"{means[name]:>12.4f}" for name in names), *note]

@@ -32,6 +32,7 @@ BY_BAND = "low | mid | high"
 LEAST_SQUARES, PER_BAND, MEAN = "least squares", "least squares per band", "mean"
 BACK_PROJECTED = "least squares, back-projected"
 ORACLES = ("oracle: expert per pixel", "oracle: expert per 8x8", "oracle: convex mix per 32x32")
+EXACT = 1e-12  # mean squared error: a blend that is equal to HR has none, or a rounding's worth on either side
 WORTH_DB, DROP_DB = 0.02, 0.005  # from this gain on fusion is worth it; below this loss an expert may be dropped
 
 
@@ -69,6 +70,7 @@ def analyze(cache: Path | str, fit_on: Path | str | None = None, experts: Sequen
     for batch in _items(reader, "measuring"):
         own.add(batch.sr_BECHW[0], _truth(batch)[0])
         _measure(table, batch, blends)
+    table.require_scores()
     without = without_each(record)
     fitted_on = "itself" if fit_on is None else name_of(fit_on)
     return Headroom(
@@ -94,14 +96,15 @@ def without_each(record: BaseRecord) -> dict[str, float]:
     loss: dict[str, float] = {}
     for name in record.experts:
         rest = tuple(other for other in record.experts if other != name)
-        loss[name] = 10 * math.log10(_blend_error(record, rest) / full)
+        loss[name] = 10 * math.log10(max(_blend_error(record, rest), EXACT) / max(full, EXACT))
     return loss
 
 
 def correlation(record: BaseRecord) -> list[list[float]]:
-    """Correlation of the experts' errors: 1 where they are proportional."""
+    """Correlation of the experts' errors: 1 where they are proportional, 0 for an expert without any."""
     gram_EE = _error_products(record, record.experts)
     size_E = np.sqrt(np.diag(gram_EE))
+    size_E[size_E == 0] = math.inf
     return [[round(float(value), 4) for value in row] for row in gram_EE / np.outer(size_E, size_E)]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from imaging.metrics import mean_psnr
 from imaging.names import counted
 
 if TYPE_CHECKING:
@@ -89,12 +90,16 @@ def _score_table(images: Sequence[ReportImage]) -> str:
     # Of an image that an earlier run made there is only the image: its experts' scores are not known.
     counts = {name: sum(name in one for one in scored) for one in scored for name in one}
     means = {
-        name if count == len(scored) else f"{name} (of {count})": tuple(
-            np.mean([one[name] for one in scored if name in one], axis=0)
-        )
+        name if count == len(scored) else f"{name} (of {count})": _mean([one[name] for one in scored if name in one])
         for name, count in counts.items()
     }
     return f"<h2>Scores, mean of {len(scored)}</h2>" + _table(means)
+
+
+def _mean(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """PSNR without the images that are equal to their truth, SSIM of all."""
+    decibels, ssim = zip(*scores, strict=True)
+    return mean_psnr(decibels), sum(ssim) / len(ssim)
 
 
 def _table(scores: dict[str, tuple[float, ...]]) -> str:

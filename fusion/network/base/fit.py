@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fusion.network.base.back_projection import certain, enlarge
 from fusion.network.base.blend import BAND_NAMES, WHOLE, BaseRecord, solve_weights, split_bands
+from imaging.names import counted
 from imaging.refusal import Refusal
 from imaging.resize import downscale
 
@@ -74,6 +75,9 @@ class BaseFit:
         gram = self._mean(range(len(self._values)))
         if not np.isfinite(gram).all():
             raise Refusal("the errors are not finite", where="base", cure="verify the cache")
+        if not gram.any():
+            what = f"no expert's image differs from HR in any of {counted(self.items, 'item')}: there is nothing to fit"
+            raise Refusal(what, where="base", cure="give images of more than one colour")
         choice, report = self._choose()
         strength, pulled = self._choose_pull(CANDIDATES[choice])
         side = len(self.experts) * len(BAND_NAMES)

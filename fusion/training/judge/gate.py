@@ -5,13 +5,16 @@ A paired bootstrap over images: regions of one image are averaged first, since t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fusion.training.judge.scores import gain
 from fusion.training.settings import FEWEST_IMAGES
 from fusion.training.sources.sampling import Purpose, draw
+from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,7 +58,11 @@ def paired_bootstrap(
         raise ValueError("fused and base must be scored on the same items, and on at least one")
     gains: dict[str, list[float]] = {}
     for item, score in fused.items():
-        gains.setdefault(image_of[item], []).append(score - base[item])
+        difference = gain(score, base[item])
+        if not math.isfinite(difference):
+            cure = "leave out the expert or the image: only one of the two can be the truth"
+            raise Refusal("one of the two images compared is equal to its truth", where=item, cure=cure)
+        gains.setdefault(image_of[item], []).append(difference)
     gain_N = np.array([np.mean(gains[image]) for image in sorted(gains)])
     chance = draw(seed, Purpose.BOOTSTRAP)
     means_R = gain_N[chance.integers(len(gain_N), size=(resamples, len(gain_N)))].mean(axis=1)

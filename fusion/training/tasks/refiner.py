@@ -63,6 +63,8 @@ class PerceptualTable(ScoreTable):
     def add(self, contender: str, item: str, sr_BCHW: Tensor, hr_BCHW: Tensor) -> None:
         """Score one image of one contender."""
         super().add(contender, item, sr_BCHW, hr_BCHW)
+        if item in self.left_out:
+            return
         shifted = (one[..., _OFF:, _OFF:] for one in (sr_BCHW.clamp(0, 1), hr_BCHW))
         self.lpips.setdefault(contender, {})[item] = float(lpips_distance(*shifted))
 
