@@ -38,7 +38,7 @@ def apply(expert: Expert, source: Path, folder: Path) -> tuple[list[Path], list[
             alpha = picture.alpha_HW
             if alpha is not None:  # bicubic, as infer.py enlarges it
                 alpha = resize_bicubic(alpha[None, None], scale=expert.identity.scale)
-            write_picture(target, output.sr_BCHW, depth=picture.depth, alpha=alpha, icc=picture.icc)
+            write_picture(target, output.sr_BCHW, like=picture, alpha=alpha)
         except Refusal as refusal:
             log.error("%s", refusal)
             refused.append(str(refusal))

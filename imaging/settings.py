@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imaging.names import valid_text
-from imaging.refusal import Refusal, nearest
+from imaging.refusal import Refusal, closest, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +93,11 @@ def parse_settings(kind: type[S], document: Any, *, where: str, overrides: Seque
         if any(f"{place}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
             where = "command line"
         if first["type"] == "extra_forbidden":
-            hint = nearest(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]))
+            section, _, name = place.rpartition(".")
+            fields = _fields_at(kind, first["loc"][:-1])
+            close = closest(name, fields)
+            # With its section, as the command line wants it.
+            hint = nearest(name, fields) if close is None else f"did you mean '{f'{section}.{close}'.lstrip('.')}'?"
             raise Refusal(f"unknown setting '{place}'", where=where, cure=hint) from None
         raise Refusal(f"setting '{place}': {first['msg']}", where=where, cure="correct that value") from None
 

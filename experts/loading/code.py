@@ -43,7 +43,7 @@ class TrustedCode:
 
 def load_code_network(state: StateFile, spec: ExpertSpec, code: CodeSource, *, trust: bool) -> LoadedNetwork:
     """Run the code, build the network, load the tensors strictly, and find by forwards how it must be run."""
-    trusted = read_code(code, trust=trust)
+    trusted = read_code(code, spec.name, trust=trust)
     with _foreign(trusted.path, "it cannot be run"):
         module = _run(trusted)
     make = _named(module, code.name, trusted.path)
@@ -71,7 +71,7 @@ def load_code_network(state: StateFile, spec: ExpertSpec, code: CodeSource, *, t
     )
 
 
-def read_code(code: CodeSource, *, trust: bool) -> TrustedCode:
+def read_code(code: CodeSource, expert: str, *, trust: bool) -> TrustedCode:
     """Read the file and hold it against its pinned hash; without a pin it must be trusted by the caller."""
     path = Path(code.file)
     try:
@@ -79,7 +79,8 @@ def read_code(code: CodeSource, *, trust: bool) -> TrustedCode:
     except OSError as error:
         cure = "check the path of the code"
         if code.url is not None:
-            cure = "put it beside the weights or into pretrained/; `python -m experts fetch` gets it with the weights"
+            get = f"`python -m experts fetch {expert}` gets it with the weights"
+            cure = f"put it beside the weights or into pretrained/; {get}"
         raise Refusal(f"cannot be read ({error.strerror})", where=path, cure=cure) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if code.sha256 is not None and code.sha256.lower() != sha256:

@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 RANDOM_ARCHITECTURES = ("AuraSR",)
 
 
+# Settings that decide the image and leave no trace in the tensors; a file's header or the catalog tells them.
+UNTOLD = {"GRL": "window_size, stripe_size and anchor_window_down_factor"}
+
+
 @without_meshgrid_warning()
 def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False) -> LoadedNetwork:
     """Tensors -> the network they belong to, every key matched, every value finite, the scale right, frozen."""
@@ -48,7 +52,13 @@ def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False
         raise Refusal(f"scale is {found.scale}", where=state.path, cure="use a model of 2x, 3x or 4x")
     _require_agreement(state, "input channels", 3, found.input_channels)
     _require_agreement(state, "output channels", 3, found.output_channels)
-    network = _as_specified(found.network, {**header_hyperparameters(state), **spec.hyperparameters}, state)
+    told = {**header_hyperparameters(state), **spec.hyperparameters}
+    if not told and found.architecture in UNTOLD:
+        values = "those of the published network are taken; of another, give them as hyperparameters in a --catalog"
+        log.warning(
+            "%s: no file of %s tells %s: %s", state.path, found.architecture, UNTOLD[found.architecture], values
+        )
+    network = _as_specified(found.network, told, state)
     parameters = sum(p.numel() for p in network.parameters())
     _require_agreement(state, "parameter count", spec.parameters, parameters)
     network.eval().requires_grad_(requires_grad=False)

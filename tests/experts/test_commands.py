@@ -142,7 +142,7 @@ def test_run_upscales_a_folder_and_lists_what_it_could_not(
     assert "would overwrite" in caplog.text
 
 
-def test_run_keeps_transparency(tmp_path: Path, capsys: Capsys) -> None:
+def test_run_keeps_transparency_and_grey(tmp_path: Path, capsys: Capsys) -> None:
     path = save_network(small_network("EDSR"), tmp_path / "m.safetensors")
     picture = Image.new("RGBA", (8, 6), (10, 200, 30, 255))
     picture.paste((10, 200, 30, 0), (0, 0, 4, 6))
@@ -153,8 +153,9 @@ def test_run_keeps_transparency(tmp_path: Path, capsys: Capsys) -> None:
     assert capsys.readouterr().out == f"2 images written to {tmp_path / 'out'}, 0 refused\n"
     # However it is interpolated, it is equal where all pixels around are.
     theirs = np.asarray(picture.getchannel("A").resize((32, 24), Image.Resampling.NEAREST))
-    for name in ("a.png", "b.png"):
+    for name, mode in (("a.png", "RGBA"), ("b.png", "LA")):
         with Image.open(tmp_path / "out" / name) as written:
+            assert written.mode == mode
             alpha = np.asarray(written.getchannel("A"))
         assert alpha.shape == theirs.shape
         np.testing.assert_array_equal(alpha[:, :8], theirs[:, :8])

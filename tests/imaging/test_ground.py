@@ -77,10 +77,10 @@ def test_values_and_overrides_arrive_typed(tmp_path: Path) -> None:
     ("text", "place", "hint"),
     [
         ("titel: a", "titel", "title"),
-        ("inner: {stesp: 3}", "inner.stesp", "steps"),
-        ("maybe: {rats: 3}", "maybe.rats", "rate"),
-        ("stages: [{name: a}, {name: b, wieght: 2}]", "stages.1.wieght", "weight"),
-        ("table: {k: {stpes: 1}}", "table.k.stpes", "steps"),
+        ("inner: {stesp: 3}", "inner.stesp", "inner.steps"),
+        ("maybe: {rats: 3}", "maybe.rats", "maybe.rate"),
+        ("stages: [{name: a}, {name: b, wieght: 2}]", "stages.1.wieght", "stages.1.weight"),
+        ("table: {k: {stpes: 1}}", "table.k.stpes", "table.k.steps"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_right_name(tmp_path: Path, text: str, place: str, hint: str) -> None:
@@ -95,7 +95,7 @@ def test_unknown_keys_are_refused_with_the_right_name(tmp_path: Path, text: str,
 def test_a_typing_error_of_the_command_line_is_not_blamed_on_the_file(tmp_path: Path, word: str) -> None:
     with pytest.raises(Refusal) as caught:
         load_settings(Outer, write(tmp_path, "title: a"), [word])
-    refused = "command line: unknown setting 'inner.stesp'; did you mean 'steps'?"
+    refused = "command line: unknown setting 'inner.stesp'; did you mean 'inner.steps'?"
     assert str(caught.value) == refused
 
 

@@ -33,11 +33,14 @@ def test_a_file_loads_as_the_network_it_was(architecture: str, suffix: str, tmp_
     assert not loaded.training
 
 
-def test_grl_is_built_with_the_factor_its_file_cannot_tell(tmp_path: Path) -> None:
+def test_grl_is_built_with_the_factor_its_file_cannot_tell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network = small_network("GRL", anchor_window_down_factor=2)
     path = save_network(network, tmp_path / "grl.safetensors")
     guessed = load(path)
+    assert "no file of GRL tells window_size, stripe_size and anchor_window_down_factor" in caplog.text
+    caplog.clear()
     told = load(path, hyperparameters={"anchor_window_down_factor": 2})
+    assert not caplog.text
     lr_BCHW = image(64, 64)
     with torch.no_grad():
         assert torch.equal(told(lr_BCHW), network(lr_BCHW))

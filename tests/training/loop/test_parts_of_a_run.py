@@ -42,7 +42,7 @@ def test_mistyped_settings_end_with_code_2_and_one_line():
     words = [sys.executable, "train.py", "--config", "configs/fusion_x4.yaml", "optimizer.lrr=1"]
     done = subprocess.run(words, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.strip().splitlines()[-1].endswith("did you mean 'lr'?")
+    assert done.stderr.strip().splitlines()[-1].endswith("did you mean 'optimizer.lr'?")
 
 
 def test_the_seeds_curriculum_is_the_default():
