@@ -24,7 +24,7 @@ from imaging.settings import Settings, parse_settings
 from imaging.tensors.seal import read_json, sealed, unsealed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -84,6 +84,25 @@ class BudgetModel(Settings):
     def costs(self) -> list[float]:
         """Seconds per LR pixel of each choice."""
         return [sum(self.seconds[name] for name in choice) for choice in self.menu]
+
+    def for_experts(self, names: Collection[str]) -> BudgetModel | None:
+        """The same for some of the experts alone, as fitted on them; None where the menu does not hold them all."""
+        kept = [index for index, choice in enumerate(self.menu) if set(choice) <= set(names)]
+        if len(kept) < 2 or set(self.menu[kept[-1]]) != set(names):
+            return None
+        if len(kept) == len(self.menu):
+            return self
+        gains_MD = np.concatenate([np.zeros((1, len(MEASURES))), np.array(self.gains)])
+        # Gains are differences of errors: they can be counted from any choice, and what remains from the last.
+        counted_MD = gains_MD[kept] - gains_MD[kept[0]]
+        return BudgetModel(
+            **self.model_dump(exclude={"menu", "seconds", "weights_sha256", "gains", "error"}),
+            menu=tuple(self.menu[index] for index in kept),
+            seconds={name: self.seconds[name] for name in self.menu[kept[-1]]},
+            weights_sha256={name: sha256 for name, sha256 in self.weights_sha256.items() if name in names},
+            gains=tuple(map(tuple, counted_MD[1:].tolist())),
+            error=tuple((np.array(self.error) + gains_MD[-1] - gains_MD[kept[-1]]).tolist()),
+        )
 
     def predict(self, measures_XD: np.ndarray, energy_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of any cells: predicted gains (X, M) over the first choice, and the error with all experts (X)."""

@@ -60,10 +60,11 @@ class BudgetRunner:
     @classmethod
     def load(cls, path: Path, ensemble: Ensemble, options: Options) -> BudgetRunner:
         """Read the budget model and refuse one that was fitted for other experts."""
-        model = BudgetModel.read(path)
-        if set(model.experts) != set(ensemble.names):
-            what = f"is for {', '.join(model.experts)}, here run {', '.join(ensemble.names)}"
-            raise Refusal(what, where=path, cure="fit it on a cache of these experts")
+        fitted = BudgetModel.read(path)
+        model = fitted.for_experts(ensemble.names)
+        if model is None:
+            what = f"is for {', '.join(fitted.experts)}, here run {', '.join(ensemble.names)}"
+            raise Refusal(what, where=path, cure="fit it on a cache of these experts, or run two or more of its own")
         if ensemble.identity["fusion"]["kind"] != "fusion":
             raise Refusal("no fusion model can weight a part of the experts", where=path, cure="give --model")
         for name, sha256 in model.weights_sha256.items():

@@ -231,3 +231,24 @@ def test_an_unfitted_base_is_the_mean() -> None:
     for size in range(1, 5):
         for names in itertools.combinations(record.experts, size):
             assert expected_error(record, names) == pytest.approx(3 / size)
+
+
+def test_for_some_of_its_experts_it_is_what_is_fitted_on_them(tmp_path: Path) -> None:
+    settings = ExtractSettings(out=tmp_path / "cache", hr=write_images(tmp_path / "hr"))
+    extract(settings, experts(tmp_path / "weights", (0, 1, 2)))
+    seconds = {"e0": 2.0, "e1": 1.0, "e2": 4.0}
+    whole, base = fit(tmp_path / "cache", seconds)
+    assert whole.for_experts(seconds) == whole
+    for names in itertools.combinations(seconds, 2):
+        part = whole.for_experts(names)
+        places = [3 * base.experts.index(name) + band for name in names for band in range(3)]
+        gram = np.array(base.gram)[np.ix_(places, places)]
+        of_them = base.model_copy(update={"experts": names, "gram": tuple(map(tuple, gram.tolist()))})
+        alone, _ = fit(tmp_path / "cache", {name: seconds[name] for name in names}, base=of_them)
+        assert part is not None
+        assert (part.menu, part.seconds, part.weights_sha256) == (alone.menu, alone.seconds, alone.weights_sha256)
+        np.testing.assert_allclose(part.gains, alone.gains, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(part.error, alone.error, rtol=1e-6, atol=1e-9)
+    assert whole.for_experts(["e0"]) is None, "there is nothing to choose"
+    assert whole.for_experts(["e0", "other"]) is None
+    assert whole.model_copy(update={"menu": whole.menu[:1] + whole.menu[-1:]}).for_experts(["e0", "e1"]) is None
