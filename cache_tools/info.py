@@ -10,7 +10,7 @@ from tqdm import tqdm
 from cache_tools.read.reader import CacheReader
 from cache_tools.write.jobs import too_few_regions
 from cache_tools.write.space import format_bytes
-from imaging.metrics import psnr
+from imaging.metrics import is_of_one_colour, psnr
 from imaging.names import counted
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
     for entry in tqdm(entries, "score", unit="item", disable=None):
         item = reader.read(entry.id)
         assert item.hr_BCHW is not None
-        rows.append([float(psnr(sr, item.hr_BCHW)) for sr in (*item.sr_BECHW.unbind(1), item.sr_BECHW.mean(1))])
-    # An image equal to HR (a black region of a photo) has an infinite PSNR: it is left out of all means alike.
+        decibels = [float(psnr(sr, item.hr_BCHW)) for sr in (*item.sr_BECHW.unbind(1), item.sr_BECHW.mean(1))]
+        rows.append([math.inf] * len(names) if is_of_one_colour(item.hr_BCHW) else decibels)
+    # As in every table: what is of one colour (a black region of a photo) or equal to HR counts in no mean.
     scored = [row for row in rows if all(map(math.isfinite, row))] or rows
     means = [sum(column) / len(scored) for column in zip(*scored, strict=True)]
     # Where all are equal to HR: infinity, which JSON cannot represent.
@@ -100,6 +101,6 @@ def in_lines(info: dict[str, Any]) -> str:
     if scores:
         over = f"Y, over {counted(scores['items_scored'], 'item')}"
         if scores["items_left_out"]:
-            over += f", {scores['items_left_out']} equal to HR left out"
+            over += f", {scores['items_left_out']} of one colour or equal to HR left out"
         lines.append(f"  plain mean of the experts {_decibels(scores['mean of all'])} ({over})")
     return "\n".join(lines)

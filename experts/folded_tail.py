@@ -79,7 +79,7 @@ def unfold_upsampler(network: nn.Module) -> None:
 def _is_rcan(network: nn.Module) -> bool:
     """Of spandrel's class, whose module is there if a network of it is: importing it anew takes two seconds."""
     module = sys.modules.get("spandrel.architectures.RCAN")
-    return module is not None and isinstance(network, module.RCAN)
+    return module is not None and isinstance(network, getattr(module, "RCAN", ()))  # it may be being imported
 
 
 def _folded(layers: list[nn.Module]) -> FoldedTail:

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         name = name_of(cache)
         rows, seeds = _measure(refiner, list(items(words.model, cache, words.most)), name, words.seeds)
         document["sets"][name] = {"rows": rows, "seeds": seeds}
-        curve = Curve({s: rows[f"{s:g}"] for s in STRENGTHS}, "lpips", [])
+        curve = Curve({s: rows[f"{s:g}"] for s in STRENGTHS}, "lpips", [], [])
         write_text(words.out / f"{name}.svg", draw(curve, "psnr_y"))
         write_text(words.out / f"{name}.md", "\n".join(_table(rows)) + "\n")
     write_text(words.out / "scores.json", json.dumps(document, indent=2) + "\n")

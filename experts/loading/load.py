@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +19,11 @@ from imaging.refusal import Refusal
 from imaging.scale import SCALES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
+    from experts.native.recognise import OwnArchitecture
     from experts.spec import ExpertSpec
 
 log = logging.getLogger(__name__)
@@ -29,8 +33,8 @@ log = logging.getLogger(__name__)
 RANDOM_ARCHITECTURES = ("AuraSR",)
 
 
-# Settings that decide the image and leave no trace in the tensors; a file's header or the catalog tells them.
-UNTOLD = {"GRL": "window_size, stripe_size and anchor_window_down_factor"}
+# Settings that decide the image and leave no trace in the tensors: a header or the catalog tells them, or nothing.
+UNTOLD = {"GRL": ("window_size", "stripe_size", "anchor_window_down_factor")}
 
 
 @without_meshgrid_warning()
@@ -53,11 +57,10 @@ def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False
     _require_agreement(state, "input channels", 3, found.input_channels)
     _require_agreement(state, "output channels", 3, found.output_channels)
     told = {**header_hyperparameters(state), **spec.hyperparameters}
-    if not told and found.architecture in UNTOLD:
-        values = "those of the published network are taken; of another, give them as hyperparameters in a --catalog"
-        log.warning(
-            "%s: no file of %s tells %s: %s", state.path, found.architecture, UNTOLD[found.architecture], values
-        )
+    untold = ", ".join(name for name in UNTOLD.get(found.architecture, ()) if name not in told)
+    if untold:
+        values = "the published network's are taken; of another, give them as hyperparameters in a --catalog"
+        log.warning("%s: the tensors of %s do not tell %s: %s", state.path, found.architecture, untold, values)
     network = _as_specified(found.network, told, state)
     parameters = sum(p.numel() for p in network.parameters())
     _require_agreement(state, "parameter count", spec.parameters, parameters)
@@ -71,16 +74,10 @@ def load_network(state: StateFile, spec: ExpertSpec, *, trust_code: bool = False
 
 def _recognise(state: StateFile) -> Recognised:
     """Its keys tell the network, and it takes them strictly."""
+    own = find_own(state.tensors)
+    recognise = partial(_own, own) if own is not None else _spandrels()
     try:
-        own = find_own(state.tensors)
-        if own is not None:
-            built = own.build(dict(state.tensors))
-            built.network.load_state_dict(built.tensors)
-            channels, padding = (built.input_channels, built.output_channels), Padding(multiple=built.multiple)
-            return Recognised(built.network, own.name, built.scale, *channels, padding)
-        from experts.loading.spandrel_registry import recognise_with_spandrel  # two seconds, with torchvision
-
-        return recognise_with_spandrel(state)
+        return recognise(state)
     except Refusal:
         raise
     except RuntimeError as error:
@@ -94,8 +91,23 @@ def _recognise(state: StateFile) -> Recognised:
         raise Refusal(trouble, where=state.path, cure="give the complete, unchanged weights file") from error
 
 
+def _own(own: OwnArchitecture, state: StateFile) -> Recognised:
+    """One of the networks that are implemented here."""
+    built = own.build(dict(state.tensors))
+    built.network.load_state_dict(built.tensors)
+    channels, padding = (built.input_channels, built.output_channels), Padding(multiple=built.multiple)
+    return Recognised(built.network, own.name, built.scale, *channels, padding)
+
+
+def _spandrels() -> Callable[[StateFile], Recognised]:
+    """Imported where a file needs it: two seconds, with torchvision. If that fails the file is not to blame."""
+    from experts.loading.spandrel_registry import recognise_with_spandrel
+
+    return recognise_with_spandrel
+
+
 def _as_specified(network: nn.Module, wanted: dict[str, Any], state: StateFile) -> nn.Module:
-    """Rebuild the network where the file alone made spandrel guess otherwise than the catalog has it.
+    """Rebuild the network where the file alone tells otherwise than the catalog has it.
 
     Some settings leave no trace in the tensors (GRL's anchor factor, EDSR's residual scale): both readings load
     strictly and give different images. Whatever does leave a trace still has to match, or loading fails.

@@ -67,7 +67,8 @@ def build_architecture(name: str, settings: Mapping[str, Any], seed: int, scale:
     except (TypeError, ValueError, AssertionError) as error:
         raise Refusal(f"cannot be built: {error}", where="network.settings", cure="correct that setting") from error
     state = StateFile(Path(name), network.state_dict(), {}, "")
-    spec = ExpertSpec(name="student", architecture=name, weights=(WeightsSource(file=name),))
+    # With its settings: some leave no trace in the tensors.
+    spec = ExpertSpec(name="student", architecture=name, weights=(WeightsSource(file=name),), hyperparameters=chosen)
     return _trainable(load_network(state, spec))
 
 

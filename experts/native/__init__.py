@@ -1,1 +1,1 @@
-"""Our own trainable experts: three hybrid networks (`msg`, `freqnet`, `ssm`) composed from shared blocks."""
+"""Networks implemented here: `msg`, `freqnet`, `ssm` of shared blocks; EDSR and HiT-SRF, which spandrel lacks."""

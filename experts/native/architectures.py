@@ -1,4 +1,4 @@
-"""All networks of our own, and how the three presets' settings follow from a file's tensors.
+"""All networks implemented here, and how the three presets' settings follow from a file's tensors.
 
 What leaves no trace in the tensors (drop_path, top_k, skip_flat, the noise's amplitude, blur or Laplacian) comes from
 the file's header, see `experts/loading/weights.py`.

@@ -1,7 +1,7 @@
-"""A file's keys -> which of our own networks it is, and the network its tensors imply.
+"""A file's keys -> which of the networks implemented here it is, and the network its tensors imply.
 
 What spandrel's `Architecture` does for all others, and without spandrel: importing that takes two seconds, with all of
-torchvision, and what ships needs none of it.
+torchvision, and the default needs none of it.
 """
 
 from __future__ import annotations

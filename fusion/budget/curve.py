@@ -5,6 +5,7 @@ Axes: N tiles, M choices of the menu, H and W of an HR image.
 
 from __future__ import annotations
 
+import logging
 import shlex
 from datetime import date
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from fusion.budget.cells import truth_of
 from fusion.budget.model import measure_cells
 from fusion.budget.plan import GainPrediction, plan_share, predict_tile
 from imaging.metrics import BORDER, squared_error
+from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     Part = tuple[EllipsisType | slice, ...]
     ImagesOf = Callable[[FusionBatch], Sequence[Tensor]]
 
+log = logging.getLogger(__name__)
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _PEAK = 255.0**2  # of the Y channel, as squared errors are in grey levels
 
@@ -43,10 +46,16 @@ def curve(
     for item in tqdm(reader, desc=name_of(reader.store.location), total=len(reader), unit="item", disable=None):
         name, truth_BCHW = item.items[0], truth_of(item)
         maps_MHW = np.stack([squared_error(image_BCHW, truth_BCHW)[0] for image_BCHW in images_of(item)])
+        if not maps_MHW.any(axis=(1, 2)).all():  # as in every table of scores
+            log.info("%s: left out, a selection's image is equal to HR", name)
+            continue
         for tile in tiles:
             parts = list(_tiles(item, tile))
             predictions[tile][name] = _predict_image(model, [item.lr_BCHW[small] for small, _ in parts])
             errors[tile][name] = np.stack([_within(maps_MHW, large) for _, large in parts])
+    if not any(predictions.values()):
+        cure = "give images that show something"
+        raise Refusal("no image differs from HR", where=reader.store.location, cure=cure)
     return {tile: [_point(model, predictions[tile], errors[tile], share) for share in SHARES] for tile in tiles}
 
 

@@ -64,7 +64,7 @@ class BudgetRunner:
         model = fitted.for_experts(ensemble.names)
         if model is None:
             what = f"is for {', '.join(fitted.experts)}, here run {', '.join(ensemble.names)}"
-            raise Refusal(what, where=path, cure="fit it on a cache of these experts, or run two or more of its own")
+            raise Refusal(what, where=path, cure="fit it on a cache of these experts, or run a selection that it knows")
         if ensemble.identity["fusion"]["kind"] != "fusion":
             raise Refusal("no fusion model can weight a part of the experts", where=path, cure="give --model")
         for name, sha256 in model.weights_sha256.items():

@@ -53,6 +53,7 @@ def _text(found: Headroom) -> str:
 def _document(found: Headroom) -> dict[str, object]:
     return {
         "scores": found.table.as_dict(),
+        "left_out": sorted(found.table.left_out),
         "experts": found.experts,
         "fitted_on": found.fitted_on,
         "weights": found.weights,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fusion.evaluation.folders import Evaluation, evaluate
 from imaging.metrics import luma
+from imaging.names import counted
 from imaging.refusal import Refusal
 from imaging.resize import crop_to_multiple, downscale, resize_bicubic
 
@@ -36,11 +37,15 @@ _WIDTH, _HEIGHT, _MARGIN = 640, 420, 70
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean scores by strength, ascending, which of them is perception, and what could not be scored."""
+    """Mean scores by strength, ascending, which of them is perception, and what could not be scored.
+
+    Images that are equal to their truth at some strength are `left_out` at all.
+    """
 
     rows: dict[float, dict[str, float]]
     perception: str
     failures: list[str]
+    left_out: list[str]
 
 
 def trace(strengths: Path, hr: Path, *, space: Space, border: int, lpips: bool, ntire: bool) -> Curve:
@@ -55,7 +60,9 @@ def trace(strengths: Path, hr: Path, *, space: Space, border: int, lpips: bool, 
         raise Refusal("the strengths hold different images", where=strengths, cure="make each from the same inputs")
     failures = [f"{strength:g}: {line}" for strength, one in found.items() for line in one.failures]
     perception = "lpips" if lpips else "ntire" if ntire else TEXTURE
-    return Curve({strength: one.means() for strength, one in found.items()}, perception, failures)
+    equal = sorted({item for one in found.values() for item in one.equal()})
+    rows = {strength: one.without(equal).means() for strength, one in found.items()}
+    return Curve(rows, perception, failures, equal)
 
 
 def texture_gap(sr_BCHW: Tensor, hr_BCHW: Tensor) -> float:
@@ -68,7 +75,9 @@ def table(curve: Curve) -> list[str]:
     """As text, one line per strength."""
     names = list(next(iter(curve.rows.values())))
     head = f"{'strength':<10}" + "".join(f"{name:>14}" for name in names)
-    return [head] + [f"{s:<10g}" + "".join(f"{row[name]:>14.4f}" for name in names) for s, row in curve.rows.items()]
+    rows = [f"{s:<10g}" + "".join(f"{row[name]:>14.4f}" for name in names) for s, row in curve.rows.items()]
+    note = f"left out: {counted(len(curve.left_out), 'image')} equal to the truth at some strength"
+    return [head, *rows, *([note] if curve.left_out else [])]
 
 
 def draw(curve: Curve, distortion: str) -> str:

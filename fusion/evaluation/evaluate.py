@@ -55,7 +55,8 @@ def _curve(words: argparse.Namespace) -> int:
     write_text(words.curve, draw(found, f"psnr_{words.space}"))
     if words.json:
         rows = [{"strength": strength, **row} for strength, row in found.rows.items()]
-        print_json({"curve": rows, "perception": found.perception, "svg": words.curve, "failures": found.failures})
+        document = {"curve": rows, "perception": found.perception, "svg": words.curve, "left_out": found.left_out}
+        print_json({**document, "failures": found.failures})
     else:
         sys.stdout.write("\n".join(table(found)) + "\n")
         sys.stderr.write("".join(f"not scored: {line}\n" for line in found.failures))

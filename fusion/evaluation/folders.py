@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from imaging.resize import crop_to_multiple
 from imaging.scale import SCALES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -39,7 +39,10 @@ class Evaluation:
     failures: list[str]
 
     def means(self) -> dict[str, float]:
-        """The average of each measure over the images; NTIRE's score is made of these averages."""
+        """The average of each measure over the images; NTIRE's score is made of these averages.
+
+        An image that is equal to its truth counts in no mean of PSNR, unless all are.
+        """
         measures = next(iter(self.scores.values()), {})
         values = {name: [one[name] for one in self.scores.values()] for name in measures}
         means = {name: mean_psnr(all_) if is_psnr(name) else sum(all_) / len(all_) for name, all_ in values.items()}
@@ -48,6 +51,11 @@ class Evaluation:
     def equal(self) -> list[str]:
         """Images equal to their truth, whose PSNR is infinite and in no mean."""
         return [item for item, one in self.scores.items() if math.inf in (one[name] for name in one if is_psnr(name))]
+
+    def without(self, items: Collection[str]) -> Evaluation:
+        """The scores of the others; of all, where none would remain."""
+        others = {item: one for item, one in self.scores.items() if item not in items}
+        return replace(self, scores=others or self.scores)
 
 
 def is_psnr(measure: str) -> bool:

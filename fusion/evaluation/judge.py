@@ -69,6 +69,7 @@ def measure(model: FusionSR, cache: Path | str, experts: Sequence[str]) -> Score
             images |= {BASE: output.base_BCHW, FUSED: output.image_BCHW}
         for name, image_BCHW in images.items():
             table.add(name, entry.id, image_BCHW, batch.hr_BCHW)
+    table.require_scores()
     return table
 
 
@@ -80,8 +81,7 @@ def rivals(table: ScoreTable, experts: Sequence[str]) -> list[str]:
 
 def against(table: ScoreTable, rival: str) -> GateDecision:
     """Paired bootstrap of the fused image's PSNR over a rival's, image by image."""
-    ours = {item: score[0] for item, score in table.rows[FUSED].items()}
-    theirs = {item: score[0] for item, score in table.rows[rival].items()}
+    ours, theirs = table.decibels(FUSED), table.decibels(rival)
     own_image = {item: item for item in ours}
     return paired_bootstrap(ours, theirs, own_image, confidence=CONFIDENCE, resamples=RESAMPLES, seed=SEED)
 
@@ -91,8 +91,8 @@ def as_text(name: str, table: ScoreTable, experts: Sequence[str]) -> str:
     lines = [f"{name}:", table.text(FUSED), ""]
     for rival in rivals(table, experts):
         verdict = against(table, rival)
-        ours, theirs = table.rows[FUSED], table.rows[rival]
-        better = sum(ours[item][0] > theirs[item][0] for item in ours)
+        ours, theirs = table.decibels(FUSED), table.decibels(rival)
+        better = sum(ours[item] > theirs[item] for item in ours)
         interval = f"{verdict.low_db:+.4f} to {verdict.high_db:+.4f}"
         lines.append(f"  fused against {rival}: {verdict.gain_db:+.4f} dB ({interval} at 95 %)")
         lines[-1] += f", better on {better} of {len(ours)} images"
@@ -102,4 +102,4 @@ def as_text(name: str, table: ScoreTable, experts: Sequence[str]) -> str:
 def as_document(table: ScoreTable, experts: Sequence[str]) -> dict[str, Any]:
     """The same for programs."""
     gains = {rival: asdict(against(table, rival)) for rival in rivals(table, experts)}
-    return {"scores": table.as_dict(), "fused_against": gains}
+    return {"scores": table.as_dict(), "left_out": sorted(table.left_out), "fused_against": gains}

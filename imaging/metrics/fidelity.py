@@ -53,7 +53,7 @@ def mean_psnr(decibels: Iterable[float]) -> float:
 
 
 def is_of_one_colour(hr_BCHW: Tensor, *, border: int = BORDER) -> bool:
-    """Whether all measured pixels of a truth are alike: every method has it right, and no score says anything."""
+    """Whether all measured pixels of a truth are alike: what has it exactly has an infinite PSNR."""
     levels = _measured(hr_BCHW, border, "rgb")
     return levels.numel() > 0 and bool((levels.amax(dim=(-2, -1)) == levels.amin(dim=(-2, -1))).all())
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from spandrel import MAIN_REGISTRY, ModelLoader
 from spandrel.util import get_pixelshuffle_params, get_seq_len, store_hyperparameters
 from torch import nn
@@ -40,8 +41,9 @@ def test_no_network_of_spandrels_is_taken_for_one_of_ours(architecture: str) -> 
 
 
 @pytest.mark.parametrize("architecture", OWN)
-def test_opened_as_spandrel_opens_it(architecture: str, tmp_path: Path) -> None:
-    path = save_network(small(architecture), tmp_path / "net.safetensors")
+def test_opened_as_it_was_and_as_spandrel_opens_it(architecture: str, tmp_path: Path) -> None:
+    saved = small(architecture).eval()
+    path = save_network(saved, tmp_path / "net.safetensors")
     ours = load_network(read_state_file(path), spec_of(str(path), built_in_catalog()))
     theirs = ModelLoader(registry=registry()).load_from_file(path)
     assert type(ours.network) is type(theirs.model)
@@ -49,7 +51,52 @@ def test_opened_as_spandrel_opens_it(architecture: str, tmp_path: Path) -> None:
     assert (ours.architecture, ours.scale) == (theirs.architecture.id, theirs.scale)
     assert ours.padding.multiple % theirs.size_requirements.multiple_of == 0
     with torch.no_grad():
-        assert torch.equal(ours.network(image(32, 32)), theirs.model.eval()(image(32, 32)))
+        assert torch.equal(ours.network(image(32, 32)), saved(image(32, 32)))
+        assert torch.equal(theirs.model.eval()(image(32, 32)), saved(image(32, 32)))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("architecture", OWN)
+def test_opened_at_any_scale_and_dtype(architecture: str, scale: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    kind = type(small(architecture))
+    torch.manual_seed(0)
+    setting = "scale" if "scale" in small(architecture).hyperparameters else "upscale"
+    saved = kind(**{**small(architecture).hyperparameters, setting: scale}).eval()
+    tensors = {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in saved.state_dict().items()
+    }
+    saved.load_state_dict(tensors)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "net.safetensors")
+    path = tmp_path / "net.safetensors"
+    loaded = load_network(read_state_file(path), spec_of(str(path), built_in_catalog()))
+    assert loaded.scale == scale
+    assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
+    with torch.no_grad():
+        assert torch.equal(loaded.network(image(32, 32)), saved(image(32, 32)))
+
+
+def test_the_original_layout_of_edsr_needs_no_spandrel_either(tmp_path: Path) -> None:
+    network = small_network("EDSR").eval()
+    assert isinstance(network, EDSR)
+    tensors = original_edsr_layout(network)
+    own = find_own(tensors)
+    assert own is not None
+    torch.save(tensors, tmp_path / "net.pt")
+    loaded = load_network(read_state_file(tmp_path / "net.pt"), spec_of(str(tmp_path / "net.pt"), built_in_catalog()))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.network(image(16, 16)), network(image(16, 16)), rtol=0, atol=1e-6)
+
+
+def test_a_spandrel_that_does_not_import_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "experts.loading.spandrel_registry", None)
+    path = save_network(small("RCAN"), tmp_path / "net.safetensors")
+    with pytest.raises(ImportError):
+        load_network(read_state_file(path), spec_of(str(path), built_in_catalog()))
+    path = save_network(small("EDSR"), tmp_path / "own.safetensors")
+    assert load_network(read_state_file(path), spec_of(str(path), built_in_catalog())).architecture == "EDSR"
 
 
 @pytest.mark.parametrize("wrapper", ["params_ema", "state_dict", "module."])
@@ -100,7 +147,7 @@ def test_hyperparameters_are_kept_as_spandrel_keeps_them() -> None:
         ours(width=2, heigth=3)
 
 
-def test_what_ships_needs_neither_spandrel_nor_torchvision(tmp_path: Path) -> None:
+def test_the_default_needs_neither_spandrel_nor_torchvision(tmp_path: Path) -> None:
     """They cost two seconds: as much as all else that comes before the first image."""
     code = (
         "import sys, infer; from imaging.command import run; code = run(infer.command_line); "

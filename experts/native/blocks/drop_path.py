@@ -15,6 +15,8 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"drop_path is a chance from 0 to 1, not {p}")
         self.p = p
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from imaging.metrics import mean_psnr
 from imaging.names import counted
 
 if TYPE_CHECKING:
@@ -84,22 +84,24 @@ def _failures(failed: dict[str, str], events: Sequence[str]) -> str:
 
 def _score_table(images: Sequence[ReportImage]) -> str:
     """Mean PSNR and SSIM over the images that have a true image."""
-    scored = [one.scores for one in images if one.scores]
-    if not scored:
+    known = [one.scores for one in images if one.scores]
+    if not known:
         return ""
+    # Where one of the images compared is equal to the truth its PSNR is infinite: none of them counts.
+    scored = [one for one in known if all(math.isfinite(decibels) for decibels, _ in one.values())] or known
+    left_out = f"; {len(known) - len(scored)} left out, equal to the truth" if len(scored) < len(known) else ""
     # Of an image that an earlier run made there is only the image: its experts' scores are not known.
     counts = {name: sum(name in one for one in scored) for one in scored for name in one}
     means = {
         name if count == len(scored) else f"{name} (of {count})": _mean([one[name] for one in scored if name in one])
         for name, count in counts.items()
     }
-    return f"<h2>Scores, mean of {len(scored)}</h2>" + _table(means)
+    return f"<h2>Scores, mean of {len(scored)}{left_out}</h2>" + _table(means)
 
 
 def _mean(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """PSNR without the images that are equal to their truth, SSIM of all."""
     decibels, ssim = zip(*scores, strict=True)
-    return mean_psnr(decibels), sum(ssim) / len(ssim)
+    return sum(decibels) / len(decibels), sum(ssim) / len(ssim)
 
 
 def _table(scores: dict[str, tuple[float, ...]]) -> str:

@@ -77,7 +77,9 @@ class BaseFit:
             raise Refusal("the errors are not finite", where="base", cure="verify the cache")
         if not gram.any():
             what = f"no expert's image differs from HR in any of {counted(self.items, 'item')}: there is nothing to fit"
-            raise Refusal(what, where="base", cure="give images of more than one colour")
+            raise Refusal(
+                what, where="base", cure="give images of more than one colour, and experts that are not HR itself"
+            )
         choice, report = self._choose()
         strength, pulled = self._choose_pull(CANDIDATES[choice])
         side = len(self.experts) * len(BAND_NAMES)

@@ -14,7 +14,6 @@ import numpy as np
 from fusion.training.judge.scores import gain
 from fusion.training.settings import FEWEST_IMAGES
 from fusion.training.sources.sampling import Purpose, draw
-from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,10 +58,10 @@ def paired_bootstrap(
     gains: dict[str, list[float]] = {}
     for item, score in fused.items():
         difference = gain(score, base[item])
-        if not math.isfinite(difference):
-            cure = "leave out the expert or the image: only one of the two can be the truth"
-            raise Refusal("one of the two images compared is equal to its truth", where=item, cure=cure)
-        gains.setdefault(image_of[item], []).append(difference)
+        if math.isfinite(difference):  # else one of the two is equal to HR, and no number says by how much it is better
+            gains.setdefault(image_of[item], []).append(difference)
+    if not gains:
+        return GateDecision(0.0, 0.0, 0.0, 0, *_judge(0, 0.0, rival, otherwise))
     gain_N = np.array([np.mean(gains[image]) for image in sorted(gains)])
     chance = draw(seed, Purpose.BOOTSTRAP)
     means_R = gain_N[chance.integers(len(gain_N), size=(resamples, len(gain_N)))].mean(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def gain(decibels: float, than: float) -> float:
-    """The difference in dB: none between two images that are both equal to their truth."""
+    """The difference in dB: none between two that are both infinite."""
     return 0.0 if decibels == than else decibels - than
 
 
@@ -22,31 +23,46 @@ def gain(decibels: float, than: float) -> float:
 class ScoreTable:
     """contender -> image -> (PSNR in dB, SSIM), in the order in which they were added.
 
-    Images of one colour (black regions of photos) are left out: equal to their truth, they have an infinite PSNR.
+    No mean counts an image of one colour (a black region of a photo), nor one that a contender has exactly: its PSNR is
+    infinite for one and anything for the next. The same images are left out for all contenders.
     """
 
     rows: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
-    left_out: set[str] = field(default_factory=set)
+    of_one_colour: set[str] = field(default_factory=set)
 
     def add(self, contender: str, item: str, sr_BCHW: Tensor, hr_BCHW: Tensor) -> None:
         """Score one image of one contender as the literature does: Y, 8 bits, 4 border pixels off."""
-        if is_of_one_colour(hr_BCHW):
-            self.left_out.add(item)
-            return
         sr_BCHW = sr_BCHW.detach().float().cpu()
         score = (float(psnr(sr_BCHW, hr_BCHW)), float(ssim(sr_BCHW, hr_BCHW)))
         self.rows.setdefault(contender, {})[item] = score
+        if is_of_one_colour(hr_BCHW):
+            self.of_one_colour.add(item)
+
+    @property
+    def left_out(self) -> set[str]:
+        """The items that no mean counts."""
+        scores = [(item, decibels) for row in self.rows.values() for item, (decibels, _) in row.items()]
+        return self.of_one_colour | {item for item, decibels in scores if math.isinf(decibels)}
+
+    def scored(self, contender: str) -> dict[str, tuple[float, float]]:
+        """Its scores on the items that count; on all, where none would remain."""
+        left_out, row = self.left_out, self.rows[contender]
+        return {item: score for item, score in row.items() if item not in left_out} or row
+
+    def decibels(self, contender: str) -> dict[str, float]:
+        """Its PSNR by item."""
+        return {item: score[0] for item, score in self.scored(contender).items()}
 
     def require_scores(self) -> None:
-        """Refuses where all images are of one colour."""
-        if self.left_out and not self.rows:
-            cure = "give images that show something"
-            raise Refusal(f"{counted(len(self.left_out), 'image')} of one colour, no other", where="scores", cure=cure)
+        """Refuses where no item counts: for commands that have nothing but the scores to give."""
+        items = {item for row in self.rows.values() for item in row}
+        if items <= self.left_out:
+            what = f"nothing to score: {counted(len(items), 'item')} of one colour or equal to HR"
+            raise Refusal(what, where="scores", cure="give images that show something")
 
     def mean(self, contender: str) -> tuple[float, float]:
         """(PSNR, SSIM), averaged over the images."""
-        self.require_scores()
-        scores = self.rows[contender].values()
+        scores = self.scored(contender).values()
         return sum(s[0] for s in scores) / len(scores), sum(s[1] for s in scores) / len(scores)
 
     def merit(self, contender: str) -> float:
@@ -58,19 +74,21 @@ class ScoreTable:
         own = self.mean(judged)[0]
         width = max(24, *(len(contender) for contender in self.rows))
         lines = [f"{'':<{width + 2}}{'images':>7}{'PSNR-Y':>9}{'SSIM-Y':>9}{'ours':>9}"]
-        for contender, scores in self.rows.items():
+        for contender in self.rows:
+            scores = self.scored(contender)
             mean_psnr, mean_ssim = self.mean(contender)
-            same = len(scores) == len(self.rows[judged])
+            same = len(scores) == len(self.scored(judged))
             ahead = "" if contender == judged or not same else f"{gain(own, mean_psnr):+9.3f}"
             mark = "* " if contender == judged else "  "
             lines.append(f"{mark}{contender:<{width}}{len(scores):>7}{mean_psnr:>9.3f}{mean_ssim:>9.4f}{ahead}")
         if self.left_out:
-            lines.append(f"  {counted(len(self.left_out), 'image')} of one colour left out")
+            lines.append(f"  left out: {counted(len(self.left_out), 'item')} of one colour or equal to HR")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, dict[str, float]]:
-        """Means only, for JSON."""
+    def as_dict(self) -> dict[str, dict[str, float | None]]:
+        """Means only, for JSON, which has no infinity: null there."""
+        means = {contender: self.mean(contender) for contender in self.rows}
         return {
-            contender: {"psnr_y": round(self.mean(contender)[0], 4), "ssim_y": round(self.mean(contender)[1], 5)}
-            for contender in self.rows
+            contender: {"psnr_y": round(decibels, 4) if math.isfinite(decibels) else None, "ssim_y": round(ssim_y, 5)}
+            for contender, (decibels, ssim_y) in means.items()
         }

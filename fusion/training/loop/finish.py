@@ -51,6 +51,7 @@ def finish(
         "skipped_batches": state.skipped,
         "data_wait_share": round(waiting.share, 4),
         "scores": table.as_dict(),
+        "left_out": sorted(table.left_out),
         **verdict,
     }
     write_text(folder.summary, json.dumps(summary, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
@@ -169,15 +170,21 @@ def judge(
     psnr, merit = table.mean(task.judged)[0], table.merit(task.judged)
 
     def write(path: Any) -> None:
-        task.export(path, network.state_dict(), {"step": state.step, "psnr_y": psnr, "merit": merit})
+        task.export(path, network.state_dict(), {"step": state.step, "psnr_y": _finite(psnr), "merit": _finite(merit)})
 
     state.best = keep_best(
         state.best, merit, state.step, most=settings.checkpoint.best, folder=folder.best, write=write
     )
     for journal in journals:
-        journal.scalars({f"val/{name}/psnr_y": score["psnr_y"] for name, score in table.as_dict().items()}, state.step)
+        scores = {f"val/{name}/psnr_y": score["psnr_y"] for name, score in table.as_dict().items()}
+        journal.scalars({name: score for name, score in scores.items() if score is not None}, state.step)
         if settings.log.images:
             journal.images(task.pictures(network, settings.log.images), state.step)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _due(step: int, every: int, settings: TrainSettings) -> bool:

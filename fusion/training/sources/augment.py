@@ -64,6 +64,11 @@ class Augmentation:
         if not live:
             refuse_for_cache(settings)
         self._settings, self._seed = settings, seed
+        if settings.blur > 0:
+            # Two seconds, once: not in each of the processes that load.
+            from torchvision.transforms.functional import gaussian_blur
+
+            self._gaussian_blur = gaussian_blur
 
     def crop_size(self, patch: int, most: int, sample: int) -> int:
         """How many LR pixels to cut: the patch, or up to twice as many that are then scaled down to it."""
@@ -84,10 +89,8 @@ class Augmentation:
         if chance.random() < self._settings.jitter:
             lr_CHW, hr_CHW = _jitter(_float(lr_CHW), _float(hr_CHW), chance)
         if chance.random() < self._settings.blur:
-            import torchvision.transforms.functional as TF  # two seconds: only those who blur pay them
-
             sigma = float(chance.uniform(0.2, 1.2))
-            lr_CHW = TF.gaussian_blur(_float(lr_CHW), [7, 7], [sigma, sigma])
+            lr_CHW = self._gaussian_blur(_float(lr_CHW), [7, 7], [sigma, sigma])
         return self._same_kind(lr_CHW, hr_CHW)
 
     def batch(self, lr_BCHW: Tensor, hr_BCHW: Tensor, samples: range) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ class DistilTask:
         }
 
     def _gate(self, table: ScoreTable) -> GateDecision:
-        psnr = {row: {item: score[0] for item, score in table.rows[row].items()} for row in table.rows}
+        psnr = {row: table.decibels(row) for row in table.rows}
         return paired_bootstrap(
             psnr[STUDENT],
             psnr[self._rival.name],

@@ -128,7 +128,7 @@ class FusionTask:
 
     def _gate(self, table: ScoreTable) -> GateDecision:
         """Is the fused image better than the base, image by image?"""
-        psnr = {row: {item: score[0] for item, score in table.rows[row].items()} for row in (FUSED, BASE)}
+        psnr = {row: table.decibels(row) for row in (FUSED, BASE)}
         verdict = paired_bootstrap(
             psnr[FUSED],
             psnr[BASE],

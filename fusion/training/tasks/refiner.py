@@ -63,8 +63,6 @@ class PerceptualTable(ScoreTable):
     def add(self, contender: str, item: str, sr_BCHW: Tensor, hr_BCHW: Tensor) -> None:
         """Score one image of one contender."""
         super().add(contender, item, sr_BCHW, hr_BCHW)
-        if item in self.left_out:
-            return
         shifted = (one[..., _OFF:, _OFF:] for one in (sr_BCHW.clamp(0, 1), hr_BCHW))
         self.lpips.setdefault(contender, {})[item] = float(lpips_distance(*shifted))
 
@@ -74,14 +72,14 @@ class PerceptualTable(ScoreTable):
         return -sum(map(self._mean, judged)) / len(judged)
 
     def _mean(self, contender: str) -> float:
-        scores = self.lpips[contender].values()
+        scores = [self.lpips[contender][item] for item in self.scored(contender)]
         return sum(scores) / len(scores)
 
     def text(self, judged: str) -> str:
         """The table, and LPIPS below it."""
         return "\n".join([super().text(judged), *(f"  LPIPS {name}: {self._mean(name):.4f}" for name in self.lpips)])
 
-    def as_dict(self) -> dict[str, dict[str, float]]:
+    def as_dict(self) -> dict[str, dict[str, float | None]]:
         """Means only, for JSON."""
         return {name: {**scores, "lpips": round(self._mean(name), 5)} for name, scores in super().as_dict().items()}
 

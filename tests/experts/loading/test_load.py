@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from experts.catalog import built_in_catalog
+from experts.loading.student import build_architecture
 from experts.native.edsr import EDSR
 from experts.open import open_expert, open_experts
 from experts.run import NetworkExpert
@@ -37,9 +38,12 @@ def test_grl_is_built_with_the_factor_its_file_cannot_tell(tmp_path: Path, caplo
     network = small_network("GRL", anchor_window_down_factor=2)
     path = save_network(network, tmp_path / "grl.safetensors")
     guessed = load(path)
-    assert "no file of GRL tells window_size, stripe_size and anchor_window_down_factor" in caplog.text
+    assert "the tensors of GRL do not tell window_size, stripe_size, anchor_window_down_factor" in caplog.text
     caplog.clear()
     told = load(path, hyperparameters={"anchor_window_down_factor": 2})
+    assert "window_size, stripe_size:" in caplog.text
+    caplog.clear()
+    load(path, hyperparameters=network.hyperparameters)
     assert not caplog.text
     lr_BCHW = image(64, 64)
     with torch.no_grad():
@@ -140,3 +144,10 @@ def test_a_file_named_like_a_published_one_gets_that_experts_settings(tmp_path: 
     named = save_network(small_network("GRL"), tmp_path / "sr_grl_base_c3x4.ckpt")
     with pytest.raises(Refusal, match="does not fit the expert's hyperparameters"):
         open_expert(str(named), built_in_catalog(), device=torch.device("cpu"))
+
+
+def test_a_grl_to_be_trained_has_the_settings_it_was_told(caplog: pytest.LogCaptureFixture) -> None:
+    told = {**SMALL["GRL"], "window_size": 16, "stripe_size": [32, 32], "anchor_window_down_factor": 2}
+    network = build_architecture("GRL", {key: value for key, value in told.items() if key != "upscale"}, seed=0).network
+    assert {key: network.hyperparameters[key] for key in told} == told
+    assert not caplog.text

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageFilter
 from skimage.metrics import peak_signal_noise_ratio
 
+import train
 from cache_tools.__main__ import main as cache_main
 from fusion.__main__ import main as fusion_main
 from fusion.training.judge.gate import paired_bootstrap
@@ -20,6 +21,7 @@ from fusion.training.judge.scores import ScoreTable
 from imaging import command
 from imaging.metrics import is_of_one_colour, luma, mean_psnr
 from imaging.refusal import Refusal
+from tests.training.parts import expert_document, write_config
 
 BLACK, SIZE = "black", 96
 
@@ -78,13 +80,15 @@ def test_every_command_gives_the_mean_of_the_others(folders: Path, capsys: pytes
         found[name] = json.loads(text)
         assert command.run(main, list(map(str, words))) == 0
         text = capsys.readouterr().out
-        assert "1 image" in text or "1 equal to HR left out" in text
+        assert "1 image" in text or "1 item of one colour" in text or "1 of one colour or equal to HR left out" in text
         assert "nan" not in text
     scores = found["info"]["psnr_y"]
     assert (scores["items_scored"], scores["items_left_out"]) == (3, 1)
     assert [scores["one"], scores["two"]] == pytest.approx([one, two], abs=2e-3)
     for table in (found["analyze"]["scores"], found["judge"]["cache"]["scores"]):
         assert [table["one"]["psnr_y"], table["two"]["psnr_y"]] == pytest.approx([one, two], abs=1e-3)
+    for (item,) in (found["judge"]["cache"]["left_out"], found["analyze"]["left_out"]):
+        assert item.startswith(BLACK)
     assert math.isfinite(found["judge"]["cache"]["fused_against"]["one"]["gain_db"])
     assert found["judge"]["cache"]["fused_against"]["one"]["images"] == 3
     assert found["evaluate"]["mean"]["psnr_y"] == pytest.approx(one, abs=1e-3)
@@ -99,9 +103,9 @@ def test_nothing_but_black_is_refused(folders: Path, capsys: pytest.CaptureFixtu
         (folders / "hr" / f"{seed}.png").unlink()
     dark = str(extract(folders, "dark"))
     for words, says in (
-        (["judge", str(folders / "base.safetensors"), dark], "1 image of one colour"),
+        (["judge", str(folders / "base.safetensors"), dark], "nothing to score: 1 item of one colour"),
         (["analyze", dark], "there is nothing to fit"),
-        (["analyze", dark, "--fit", str(full)], "1 image of one colour"),
+        (["analyze", dark, "--fit", str(full)], "nothing to score: 1 item of one colour"),
     ):
         capsys.readouterr()
         assert command.run(fusion_main, words) == 2
@@ -110,24 +114,54 @@ def test_nothing_but_black_is_refused(folders: Path, capsys: pytest.CaptureFixtu
         assert says in error
 
 
-def test_the_gate_takes_two_truths_for_a_draw_and_refuses_one() -> None:
+def test_the_gate_takes_two_truths_for_a_draw_and_counts_no_single_one() -> None:
     options: dict[str, Any] = {"confidence": 0.9, "resamples": 100, "seed": 0}
     items = {name: name for name in "abcdefgh"}
     base = dict.fromkeys(items, 30.0) | {"a": math.inf}
     better = dict.fromkeys(items, 31.0) | {"a": math.inf}
-    verdict = paired_bootstrap(better, base, items, **options)
-    assert verdict.gain_db == pytest.approx(7 / 8)
-    with pytest.raises(Refusal, match="equal to its truth"):
-        paired_bootstrap(better, base | {"a": 30.0}, items, **options)
+    assert paired_bootstrap(better, base, items, **options).gain_db == pytest.approx(7 / 8)
+    single = paired_bootstrap(better, base | {"a": 30.0}, items, **options)
+    assert (single.gain_db, single.images) == (pytest.approx(1), 7)
+    none = paired_bootstrap({"a": math.inf}, {"a": 30.0}, items, **options)
+    assert (none.images, none.passed) == (0, False)
+    assert none.reason.startswith("0 held-out images prove nothing")
 
 
-def test_an_expert_that_is_the_truth_is_no_nan() -> None:
+def test_what_one_contender_has_exactly_counts_for_none() -> None:
+    truths = [torch.tensor(np.array(photo(seed))).permute(2, 0, 1)[None] / 255 for seed in range(2)]
+    grey_BCHW = torch.full_like(truths[0], 100 / 255)
+    table = ScoreTable()
+    for item, truth_BCHW in enumerate(truths):
+        table.add("exact once", str(item), truth_BCHW if item == 0 else truth_BCHW * 0.9, truth_BCHW)
+        table.add("never", str(item), truth_BCHW * 0.8, truth_BCHW)
+    for name in ("exact once", "never"):
+        table.add(name, "grey", grey_BCHW + 1 / 255, grey_BCHW)  # a level off: finite, and yet of one colour
+    assert table.left_out == {"0", "grey"}
+    assert table.mean("never")[0] == table.rows["never"]["1"][0]
+    assert table.mean("exact once")[0] == table.rows["exact once"]["1"][0]
+    assert "left out: 2 items" in table.text("never")
+    table.require_scores()
+
+
+def test_where_nothing_counts_a_training_still_ends(folders: Path) -> None:
     truth_BCHW = torch.tensor(np.array(photo(0))).permute(2, 0, 1)[None] / 255
     table = ScoreTable()
     for name in ("truth", "its copy"):
         table.add(name, "a", truth_BCHW, truth_BCHW)
     assert "nan" not in table.text("truth")
     assert math.isinf(table.mean("its copy")[0])
+    assert table.as_dict()["truth"]["psnr_y"] is None
+    with pytest.raises(Refusal, match="nothing to score: 1 item"):
+        table.require_scores()
+
+    # All of it black: nothing can be judged, and the run ends with a model and with JSON that can be read.
+    for seed in range(6):
+        Image.new("RGB", (56, 48)).save(folders / "hr" / f"{seed}.png")
+    document = expert_document(folders / "hr", folders / "run")
+    assert train.main(["--config", str(write_config(folders / "c.yaml", document))]) == command.DONE
+    summary = json.loads((folders / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["left_out"]
+    assert list((folders / "run").glob("*.safetensors"))
 
 
 def test_what_is_of_one_colour() -> None:
