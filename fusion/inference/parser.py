@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=AUTO,
         help="auto: bf16 where a model that ships meets a processor with instructions for it, else fp32",
     )
-    add("--compile", action="store_true", help="torch.compile the experts: slow to start, faster over many images")
+    add("--compile", action="store_true", help="torch.compile the experts; on a CPU that takes many minutes")
     add = parser.add_argument_group("computing").add_argument
     tile_help = "tile in LR pixels; auto by memory; 0: whole images (a refiner has its own tiles)"
     add("-t", "--tile", default=AUTO, metavar="auto|N|0", help=tile_help)
