@@ -140,5 +140,6 @@ def lines_of(found: Evaluation, names: Sequence[str]) -> list[str]:
         for item, one in found.scores.items()
     ]
     means, equal = found.means(), found.equal()
-    note = [f"{counted(len(equal), 'image')} equal to the truth, not in the mean of PSNR"] if equal else []
+    some = 0 < len(equal) < len(found.scores)
+    note = [f"{counted(len(equal), 'image')} equal to the truth, not in the mean of PSNR"] if some else []
     return [head, *rows, f"{'mean':<{width}}" + "".join(f"{means[name]:>12.4f}" for name in names), *note]

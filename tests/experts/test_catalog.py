@@ -55,5 +55,5 @@ def test_a_taken_name_and_a_mistyped_key_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="'hat-l' is taken"):
         load_catalog(path)
     path.write_text("experts:\n  - name: mine\n    weigths: [{file: a.pth}]\n")
-    with pytest.raises(Refusal, match="did you mean 'weights'"):
+    with pytest.raises(Refusal, match="did you mean 'experts.0.weights'"):
         load_catalog(path)

@@ -199,7 +199,7 @@ def test_published_code_comes_with_its_weights_and_is_pinned(
     (pretrained / "net.py").unlink()
     assert fetched_experts(["ours", "edsr-s"], load_catalog(with_code)) == ("edsr-s",)
     assert run("check", *words) == 2
-    assert "`python -m experts fetch` gets it with the weights" in capsys.readouterr().err
+    assert "`python -m experts fetch ours` gets it with the weights" in capsys.readouterr().err
 
 
 def test_other_code_than_the_published_is_not_kept(
