@@ -10,6 +10,7 @@ from tqdm import tqdm
 from cache_tools.read.reader import CacheReader
 from cache_tools.write.jobs import too_few_regions
 from cache_tools.write.space import format_bytes
+from imaging.command import json_number
 from imaging.metrics import is_of_one_colour, psnr
 from imaging.names import counted
 
@@ -71,9 +72,8 @@ def _scores(reader: CacheReader, limit: int) -> dict[str, Any] | None:
     # As in every table: what is of one colour (a black region of a photo) or equal to HR counts in no mean.
     scored = [row for row in rows if all(map(math.isfinite, row))] or rows
     means = [sum(column) / len(scored) for column in zip(*scored, strict=True)]
-    # Where all are equal to HR: infinity, which JSON cannot represent.
-    finite = {name: round(mean, 3) if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}
-    return {"items_scored": len(scored), "items_left_out": len(rows) - len(scored), **finite}
+    scores = {name: json_number(round(mean, 3)) for name, mean in zip(names, means, strict=True)}
+    return {"items_scored": len(scored), "items_left_out": len(rows) - len(scored), **scores}
 
 
 def _decibels(score: float | None) -> str:

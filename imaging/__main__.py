@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from imaging.command import DONE, FAILURES_LISTED, CommandParser, output_file, output_folder, print_json, run
+from imaging.command import (
+    DONE,
+    FAILURES_LISTED,
+    CommandParser,
+    json_number,
+    output_file,
+    output_folder,
+    print_json,
+    run,
+)
 from imaging.files import list_images, read_rgb, write_picture
 from imaging.names import counted
 from imaging.resize import crop_to_multiple, downscale_8bit
@@ -94,8 +102,7 @@ def _downscale(options: argparse.Namespace) -> int:
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: the PSNR of identical images is null there."""
-    return {key: None if isinstance(one, float) and math.isinf(one) else one for key, one in figures.items()}
+    return {key: json_number(one) if isinstance(one, float) else one for key, one in figures.items()}
 
 
 def _compare(options: argparse.Namespace) -> int:

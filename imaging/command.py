@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -118,6 +119,11 @@ def output_folder(text: str) -> Path:
     path = Path(text)
     require_writable(path)
     return path
+
+
+def json_number(value: float) -> float | None:
+    """JSON has no infinity, such as the PSNR of identical images: null there."""
+    return value if math.isfinite(value) else None
 
 
 def print_json(document: Any) -> None:

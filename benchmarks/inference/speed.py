@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         BEFORE: [words.before / "infer.py", "--precision", "fp32"],
         FP32: [ROOT / "infer.py", "--precision", "fp32"],
         AUTO: [ROOT / "infer.py"],
-        **{f"now, {options}": [ROOT / "infer.py", *options.split()] for options in words.also},
+        **{f"now, {options}": [ROOT / "infer.py", *shlex.split(options)] for options in words.also},
     }
     rounds = [
         {name: _seconds(program, words.images) for name, program in programs.items()} for _ in range(words.rounds)

@@ -67,8 +67,9 @@ def build_architecture(name: str, settings: Mapping[str, Any], seed: int, scale:
     except (TypeError, ValueError, AssertionError) as error:
         raise Refusal(f"cannot be built: {error}", where="network.settings", cure="correct that setting") from error
     state = StateFile(Path(name), network.state_dict(), {}, "")
-    # With its settings: some leave no trace in the tensors.
-    spec = ExpertSpec(name="student", architecture=name, weights=(WeightsSource(file=name),), hyperparameters=chosen)
+    # With all its settings, defaults too: some leave no trace in the tensors.
+    told: dict[str, Any] = getattr(network, "hyperparameters", chosen)
+    spec = ExpertSpec(name="student", architecture=name, weights=(WeightsSource(file=name),), hyperparameters=told)
     return _trainable(load_network(state, spec))
 
 

@@ -17,7 +17,8 @@ from cache_tools.format.location import name_of
 from fusion.budget.cells import truth_of
 from fusion.budget.model import measure_cells
 from fusion.budget.plan import GainPrediction, plan_share, predict_tile
-from imaging.metrics import BORDER, squared_error
+from imaging.metrics import BORDER, is_of_one_colour, squared_error
+from imaging.names import counted
 from imaging.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -46,16 +47,17 @@ def curve(
     for item in tqdm(reader, desc=name_of(reader.store.location), total=len(reader), unit="item", disable=None):
         name, truth_BCHW = item.items[0], truth_of(item)
         maps_MHW = np.stack([squared_error(image_BCHW, truth_BCHW)[0] for image_BCHW in images_of(item)])
-        if not maps_MHW.any(axis=(1, 2)).all():  # as in every table of scores
-            log.info("%s: left out, a selection's image is equal to HR", name)
+        # As in every table of scores.
+        if is_of_one_colour(truth_BCHW) or not maps_MHW.any(axis=(1, 2)).all():
+            log.info("%s: left out, of one colour or equal to HR", name)
             continue
         for tile in tiles:
             parts = list(_tiles(item, tile))
             predictions[tile][name] = _predict_image(model, [item.lr_BCHW[small] for small, _ in parts])
             errors[tile][name] = np.stack([_within(maps_MHW, large) for _, large in parts])
     if not any(predictions.values()):
-        cure = "give images that show something"
-        raise Refusal("no image differs from HR", where=reader.store.location, cure=cure)
+        what = f"nothing to score: {counted(len(reader), 'item')} of one colour or equal to HR"
+        raise Refusal(what, where=reader.store.location, cure="give images that show something")
     return {tile: [_point(model, predictions[tile], errors[tile], share) for share in SHARES] for tile in tiles}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from fusion.evaluation.curve import draw, table, trace
 from fusion.evaluation.folders import evaluate, lines_of
 from imaging.atomic import write_text
-from imaging.command import DONE, FAILURES_LISTED, CommandParser, print_json
+from imaging.command import DONE, FAILURES_LISTED, CommandParser, json_number, print_json
 from imaging.metrics import BORDER
 
 if TYPE_CHECKING:
@@ -46,8 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity: the PSNR of identical images is null there."""
-    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    return {name: json_number(value) for name, value in scores.items()}
 
 
 def _curve(words: argparse.Namespace) -> int:

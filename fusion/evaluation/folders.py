@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fusion.evaluation.ntire import PREFIX, SCORE, NotScoredError, ntire_measures, ntire_score
 from imaging.files import list_images, read_rgb
-from imaging.metrics import mean_psnr, psnr, ssim
+from imaging.metrics import psnr, ssim
 from imaging.metrics.perceptual import lpips_distance
 from imaging.names import counted
 from imaging.refusal import Refusal
@@ -44,8 +44,11 @@ class Evaluation:
         An image that is equal to its truth counts in no mean of PSNR, unless all are.
         """
         measures = next(iter(self.scores.values()), {})
-        values = {name: [one[name] for one in self.scores.values()] for name in measures}
-        means = {name: mean_psnr(all_) if is_psnr(name) else sum(all_) / len(all_) for name, all_ in values.items()}
+        differing = self.without(self.equal()).scores
+        means = dict[str, float]()
+        for name in measures:
+            values = [one[name] for one in (differing if is_psnr(name) else self.scores).values()]
+            means[name] = sum(values) / len(values)
         return means | ({SCORE: ntire_score(means)} if any(name.startswith(PREFIX) for name in means) else {})
 
     def equal(self) -> list[str]:

@@ -8,7 +8,7 @@ LPIPS is in imaging/metrics/perceptual.py.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,6 @@ from torch import Tensor
 
 from imaging.quantize import quantize_u8
 from imaging.refusal import Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Space = Literal["y", "rgb"]
 
@@ -40,16 +37,6 @@ def psnr(sr_BCHW: Tensor, hr_BCHW: Tensor, *, border: int = BORDER, space: Space
     """Peak signal-to-noise ratio in dB, one float64 per image; infinite where the images are identical."""
     error_B = squared_error(sr_BCHW, hr_BCHW, border=border, space=space).mean(dim=(1, 2))
     return 10 * torch.log10(255.0**2 / error_B)
-
-
-def mean_psnr(decibels: Iterable[float]) -> float:
-    """Over the images that differ from their truth; infinite where none does.
-
-    A black image is equal to its truth by any method, and one such would make every mean infinite.
-    """
-    values = list(decibels)
-    finite = [one for one in values if math.isfinite(one)] or values
-    return sum(finite) / len(finite)
 
 
 def is_of_one_colour(hr_BCHW: Tensor, *, border: int = BORDER) -> bool:

@@ -93,15 +93,12 @@ def _score_table(images: Sequence[ReportImage]) -> str:
     # Of an image that an earlier run made there is only the image: its experts' scores are not known.
     counts = {name: sum(name in one for one in scored) for one in scored for name in one}
     means = {
-        name if count == len(scored) else f"{name} (of {count})": _mean([one[name] for one in scored if name in one])
+        name if count == len(scored) else f"{name} (of {count})": tuple(
+            np.mean([one[name] for one in scored if name in one], axis=0)
+        )
         for name, count in counts.items()
     }
     return f"<h2>Scores, mean of {len(scored)}{left_out}</h2>" + _table(means)
-
-
-def _mean(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    decibels, ssim = zip(*scores, strict=True)
-    return sum(decibels) / len(decibels), sum(ssim) / len(ssim)
 
 
 def _table(scores: dict[str, tuple[float, ...]]) -> str:

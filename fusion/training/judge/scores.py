@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from imaging.command import json_number
 from imaging.metrics import is_of_one_colour, psnr, ssim
 from imaging.names import counted
 from imaging.refusal import Refusal
@@ -86,9 +87,9 @@ class ScoreTable:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, dict[str, float | None]]:
-        """Means only, for JSON, which has no infinity: null there."""
+        """Means only, for JSON."""
         means = {contender: self.mean(contender) for contender in self.rows}
         return {
-            contender: {"psnr_y": round(decibels, 4) if math.isfinite(decibels) else None, "ssim_y": round(ssim_y, 5)}
+            contender: {"psnr_y": json_number(round(decibels, 4)), "ssim_y": round(ssim_y, 5)}
             for contender, (decibels, ssim_y) in means.items()
         }

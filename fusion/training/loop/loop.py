@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from fusion.training.losses.curriculum import losses_of
 from fusion.training.sources.degraded import refuse_for_fusion
 from fusion.training.sources.loader import Waiting, stream
 from imaging.atomic import require_writable
+from imaging.command import json_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +170,8 @@ def judge(
     psnr, merit = table.mean(task.judged)[0], table.merit(task.judged)
 
     def write(path: Any) -> None:
-        task.export(path, network.state_dict(), {"step": state.step, "psnr_y": _finite(psnr), "merit": _finite(merit)})
+        scores = {"psnr_y": json_number(psnr), "merit": json_number(merit)}
+        task.export(path, network.state_dict(), {"step": state.step, **scores})
 
     state.best = keep_best(
         state.best, merit, state.step, most=settings.checkpoint.best, folder=folder.best, write=write
@@ -180,11 +181,6 @@ def judge(
         journal.scalars({name: score for name, score in scores.items() if score is not None}, state.step)
         if settings.log.images:
             journal.images(task.pictures(network, settings.log.images), state.step)
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _due(step: int, every: int, settings: TrainSettings) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,8 +147,17 @@ def test_a_file_named_like_a_published_one_gets_that_experts_settings(tmp_path: 
         open_expert(str(named), built_in_catalog(), device=torch.device("cpu"))
 
 
-def test_a_grl_to_be_trained_has_the_settings_it_was_told(caplog: pytest.LogCaptureFixture) -> None:
-    told = {**SMALL["GRL"], "window_size": 16, "stripe_size": [32, 32], "anchor_window_down_factor": 2}
-    network = build_architecture("GRL", {key: value for key, value in told.items() if key != "upscale"}, seed=0).network
-    assert {key: network.hyperparameters[key] for key in told} == told
+@pytest.mark.parametrize("untold", [{}, {"window_size": 16, "stripe_size": [32, 32], "anchor_window_down_factor": 2}])
+def test_a_network_to_be_trained_is_the_one_that_was_built(
+    untold: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GRL, told its windows or left to its class's own: neither leaves a trace in the tensors."""
+    told = {key: value for key, value in SMALL["GRL"].items() if key not in ("window_size", "stripe_size")} | untold
+    torch.manual_seed(0)
+    built = CLASSES["GRL"](**told)
+    network = build_architecture("GRL", told, seed=0).network
+    assert network.hyperparameters == built.hyperparameters
     assert not caplog.text
+    lr_BCHW = image(64, 64)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(lr_BCHW), built.eval()(lr_BCHW))

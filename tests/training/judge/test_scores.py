@@ -19,7 +19,7 @@ from fusion.__main__ import main as fusion_main
 from fusion.training.judge.gate import paired_bootstrap
 from fusion.training.judge.scores import ScoreTable
 from imaging import command
-from imaging.metrics import is_of_one_colour, luma, mean_psnr
+from imaging.metrics import is_of_one_colour, luma
 from imaging.refusal import Refusal
 from tests.training.parts import expert_document, write_config
 
@@ -67,11 +67,12 @@ def test_every_command_gives_the_mean_of_the_others(folders: Path, capsys: pytes
     assert command.run(fusion_main, ["fit-base", str(cache), "--out", str(folders / "base.safetensors")]) == 0
     capsys.readouterr()
     found: dict[str, Any] = {}
-    for name, main, words in (
-        ("info", cache_main, ["info", cache]),
-        ("analyze", fusion_main, ["analyze", cache]),
-        ("judge", fusion_main, ["judge", folders / "base.safetensors", cache]),
-        ("evaluate", fusion_main, ["evaluate", "--sr", folders / "one", "--hr", folders / "hr"]),
+    table = "left out: 1 item of one colour or equal to HR"
+    for name, main, words, says in (
+        ("info", cache_main, ["info", cache], "over 3 items, 1 of one colour or equal to HR left out"),
+        ("analyze", fusion_main, ["analyze", cache], table),
+        ("judge", fusion_main, ["judge", folders / "base.safetensors", cache], table),
+        ("evaluate", fusion_main, ["evaluate", "--sr", folders / "one", "--hr", folders / "hr"], "1 image equal to"),
     ):
         assert command.run(main, [*map(str, words), "--json"]) == 0
         text = capsys.readouterr().out
@@ -80,7 +81,7 @@ def test_every_command_gives_the_mean_of_the_others(folders: Path, capsys: pytes
         found[name] = json.loads(text)
         assert command.run(main, list(map(str, words))) == 0
         text = capsys.readouterr().out
-        assert "1 image" in text or "1 item of one colour" in text or "1 of one colour or equal to HR left out" in text
+        assert says in text
         assert "nan" not in text
     scores = found["info"]["psnr_y"]
     assert (scores["items_scored"], scores["items_left_out"]) == (3, 1)
@@ -94,6 +95,28 @@ def test_every_command_gives_the_mean_of_the_others(folders: Path, capsys: pytes
     assert found["evaluate"]["mean"]["psnr_y"] == pytest.approx(one, abs=1e-3)
     assert found["evaluate"]["images"][BLACK]["psnr_y"] is None
     assert found["evaluate"]["equal_to_truth"] == [BLACK]
+
+
+def test_the_curve_of_a_budget_is_that_of_the_others(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_black = str(extract(folders))
+    (folders / "hr" / f"{BLACK}.png").unlink()
+    without = str(extract(folders, "without"))
+    words = [
+        "fit-budget",
+        without,
+        "--seconds",
+        "one=2,two=1",
+        "--out",
+        str(folders / "budget.json"),
+        "--json",
+        "--check",
+    ]
+    curves: list[Any] = []
+    for cache in (with_black, without):
+        capsys.readouterr()
+        assert command.run(fusion_main, [*words, cache]) == 0
+        curves.append(list(json.loads(capsys.readouterr().out)["curves"].values()))
+    assert curves[0] == curves[1]
 
 
 def test_nothing_but_black_is_refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,8 +195,3 @@ def test_what_is_of_one_colour() -> None:
     assert is_of_one_colour(image_BCHW)
     image_BCHW[0, 2, 12, 12] += 1 / 255
     assert not is_of_one_colour(image_BCHW)
-
-
-def test_the_mean_of_decibels() -> None:
-    assert mean_psnr([30.0, math.inf, 32.0]) == 31.0
-    assert math.isinf(mean_psnr([math.inf, math.inf]))
